@@ -1,0 +1,144 @@
+"""What stands between the game and the agent: episode statistics and reward normalisation.
+
+- Statistics are of raw game score, so EpisodeStatistics sits directly on the game, below any reward change.
+- RewardNormalizer follows OpenAI's baselines as used for Procgen (Cobbe et al. 2020, arXiv 1912.01588): rewards are
+  divided by the running standard deviation of the discounted return; they are not centred.
+- It works on whole rollouts [T, N] as well as on single steps [N], with the same numbers either way.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import VectorEnv, VectorWrapper
+
+Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
+
+
+class EpisodeStatistics(VectorWrapper):
+    """Adds the raw return and the length of each finished episode.
+
+    At steps that end episodes, info["episode"] = {"r": float32 [N], "l": int64 [N]}, valid where
+    info["_episode"] bool [N] is True and 0 elsewhere. Needs SAME_STEP autoreset.
+    """
+
+    def __init__(self, env: VectorEnv) -> None:
+        super().__init__(env)
+        self.returns = np.zeros(env.num_envs)  # of the running episodes; float64, so that long sums stay exact
+        self.lengths = np.zeros(env.num_envs, np.int64)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        """Reset the games; unfinished episodes are forgotten."""
+        result = self.env.reset(seed=seed, options=options)
+        self.returns[:] = 0
+        self.lengths[:] = 0
+        return result
+
+    def step(self, actions: np.ndarray) -> Step:
+        """step_async and step_wait in one."""
+        return self._count(self.env.step(actions))
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Start a step, see ProcgenVectorEnv.step_async."""
+        self.env.step_async(actions)  # type: ignore[attr-defined]
+
+    def step_wait(self) -> Step:
+        """End the step and count it."""
+        return self._count(self.env.step_wait())  # type: ignore[attr-defined]
+
+    def observe(self) -> tuple[np.ndarray, dict[str, Any]]:
+        """The current observation without a step."""
+        return self.env.observe()  # type: ignore[attr-defined]
+
+    def get_state(self) -> dict[str, Any]:
+        """The state of the games and the running counts."""
+        games = self.env.get_state()  # type: ignore[attr-defined]
+        return {"env": games, "returns": self.returns.tolist(), "lengths": self.lengths.tolist()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on exactly where get_state was called."""
+        self.env.set_state(state["env"])  # type: ignore[attr-defined]
+        self.returns[:] = state["returns"]
+        self.lengths[:] = state["lengths"]
+
+    def _count(self, step: Step) -> Step:
+        _, reward, terminated, truncated, info = step
+        self.returns += reward
+        self.lengths += 1
+        done = terminated | truncated
+        if done.any():
+            info["episode"] = {
+                "r": np.where(done, self.returns, 0).astype(np.float32),
+                "l": np.where(done, self.lengths, 0),
+            }
+            info["_episode"] = done.copy()
+            self.returns[done] = 0
+            self.lengths[done] = 0
+        return step
+
+
+class RewardNormalizer:
+    """Divides rewards by the running standard deviation of the discounted return.
+
+    Each time step: R <- gamma R + r for every environment; the mean and variance of all R seen so far take in the new
+    N values; the result is clip(r / sqrt(variance + epsilon)); R <- 0 where the episode ended.
+    """
+
+    def __init__(self, num_envs: int, gamma: float, clip: float = 10.0, epsilon: float = 1e-8) -> None:
+        """Sizes and constants: gamma is the agent's discount, clip the largest magnitude of the result."""
+        self.gamma, self.clip, self.epsilon = gamma, clip, epsilon
+        self.returns = np.zeros(num_envs)  # R of the running episodes
+        self.mean, self.var, self.count = 0.0, 1.0, 1e-4  # a faint prior, so that the first steps are finite
+
+    def __call__(self, reward: np.ndarray, done: np.ndarray) -> np.ndarray:
+        """Rewards [N] or [T, N] with done of the same shape -> normalised rewards, float32, same shape."""
+        reward, done = np.asarray(reward), np.asarray(done, np.bool_)
+        if reward.ndim == 2:
+            return np.stack([self(r, d) for r, d in zip(reward, done)])
+        self.returns = self.returns * self.gamma + reward
+        self._take_in(self.returns)
+        self.returns[done] = 0
+        scaled = reward / math.sqrt(self.var + self.epsilon)
+        return np.clip(scaled, -self.clip, self.clip).astype(np.float32)
+
+    def _take_in(self, values: np.ndarray) -> None:
+        """Merge a batch into the running moments (Chan, Golub and LeVeque 1979, parallel variance)."""
+        size, mean, var = len(values), float(values.mean()), float(values.var())
+        total = self.count + size
+        delta = mean - self.mean
+        squares = self.var * self.count + var * size + delta**2 * self.count * size / total
+        self.mean += delta * size / total
+        self.var = squares / total
+        self.count = total
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running numbers as plain floats and lists."""
+        return {"returns": self.returns.tolist(), "mean": self.mean, "var": self.var, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly where state_dict was called."""
+        self.returns = np.array(state["returns"], np.float64)
+        self.mean, self.var, self.count = float(state["mean"]), float(state["var"]), float(state["count"])
+
+
+class NormalizeReward(VectorWrapper):
+    """Gives normalised rewards to code that takes them from the environment (other libraries, notebook 01).
+
+    Put it above EpisodeStatistics, so that the reported score stays raw. Never use it in evaluation.
+    """
+
+    def __init__(self, env: VectorEnv, gamma: float, clip: float = 10.0) -> None:
+        super().__init__(env)
+        self.normalizer = RewardNormalizer(env.num_envs, gamma, clip)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        """Reset the games and the returns of the running episodes; the running variance stays."""
+        self.normalizer.returns[:] = 0
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, actions: np.ndarray) -> Step:
+        """One step with its reward normalised."""
+        obs, reward, terminated, truncated, info = self.env.step(actions)
+        return obs, self.normalizer(reward, terminated | truncated), terminated, truncated, info
