@@ -1,0 +1,201 @@
+"""What a run left on disk: its folder read back, grouped with its siblings, and summed up.
+
+- Reading is forgiving about what is missing (a run may still be training) and strict about what is wrong.
+- Runs that differ by nothing but seed and machine are one experiment: its interval resamples runs, then episodes.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppo_lib.config import PPOConfig, UserError
+from ppo_lib.stats import Estimate, Summary, generalization_gap, summarize
+
+SPLITS = ("train", "unseen")
+EVALUATION_COLUMNS = ("steps", "split", "level_seed", "return", "length")
+# Fields in which the runs of one experiment may differ: chance, the machine, and what is measured.
+_SIBLING_FIELDS = ("seed", "device", "precision", "eval_interval", "eval_episodes", "checkpoint_interval")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The columns of an evaluation.csv, each [E]: one entry an episode."""
+
+    steps: NDArray[np.int64]  # training steps of the policy that played
+    split: NDArray[np.str_]  # "train" or "unseen"
+    level_seed: NDArray[np.int64]
+    returns: NDArray[np.float64]  # raw game score
+    length: NDArray[np.int64]  # game steps
+
+    def select(self, split: str, steps: int | None = None) -> Evaluation:
+        """The episodes of one split, at one number of training steps (default: all)."""
+        keep = self.split == split
+        if steps is not None:
+            keep &= self.steps == steps
+        return Evaluation(
+            self.steps[keep], self.split[keep], self.level_seed[keep], self.returns[keep], self.length[keep]
+        )
+
+    @property
+    def checkpoints(self) -> list[int]:
+        """The numbers of training steps at which the run was evaluated, ascending."""
+        return [int(step) for step in np.unique(self.steps)]
+
+    def __len__(self) -> int:
+        return len(self.returns)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder in memory. Empty metrics or an evaluation without episodes mean: not there yet."""
+
+    path: Path
+    config: PPOConfig
+    metrics: dict[str, NDArray[np.float64]]  # column -> [updates]
+    evaluation: Evaluation
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def steps(self) -> int:
+        """Game steps that the run has trained for, as far as its files say."""
+        seen = [*self.metrics.get("steps", ()), *self.evaluation.steps]
+        return int(max(seen, default=0))
+
+    def final(self, split: str) -> Evaluation:
+        """The episodes of the last evaluation on a split; without entries if there is none."""
+        episodes = self.evaluation.select(split)
+        return episodes.select(split, max(episodes.checkpoints, default=0))
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """The headline numbers of one experiment (one run or several seeds); None where nothing was measured."""
+
+    train: Summary | None
+    unseen: Summary | None
+    gap: Estimate | None  # train minus unseen mean return
+    steps: int  # training steps of the policies that were evaluated; the fewest, should they differ
+
+
+def load_run(run_dir: str | Path) -> Run:
+    """Read a run folder. Raises UserError for a folder without config.json and for files that aren't what they say."""
+    path = Path(run_dir).resolve()
+    config = read_config(path)
+    metrics = read_metrics(path) if (path / "metrics.csv").is_file() else {}
+    return Run(path, config, metrics, read_evaluation(path) if (path / "evaluation.csv").is_file() else _no_episodes())
+
+
+def summarize_run(run: Run | str | Path) -> RunSummary:
+    """Headline numbers of one run, from its last evaluation."""
+    return summarize_experiment([run if isinstance(run, Run) else load_run(run)])
+
+
+def summarize_experiment(runs: Sequence[Run]) -> RunSummary:
+    """Headline numbers of runs that repeat one experiment; a run that lacks a split is left out of it."""
+    sets = {split: [episodes for run in runs if len(episodes := run.final(split))] for split in SPLITS}
+    summaries = {
+        split: summarize([e.returns for e in found], np.concatenate([e.length for e in found])) if found else None
+        for split, found in sets.items()
+    }
+    both = [run for run in runs if all(len(run.final(split)) for split in SPLITS)]
+    gap = generalization_gap(*([run.final(split).returns for run in both] for split in SPLITS)) if both else None
+    steps = min((int(e.steps[0]) for found in sets.values() for e in found), default=0)
+    return RunSummary(summaries["train"], summaries["unseen"], gap, steps)
+
+
+def group_experiments(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Label -> runs that differ by nothing but their seed and machine. A lone run's label is its name."""
+    groups: dict[tuple, list[Run]] = {}
+    for run in runs:
+        key = tuple((k, v) for k, v in run.config.to_dict().items() if k not in _SIBLING_FIELDS)
+        groups.setdefault(key, []).append(run)
+    return {
+        group[0].name
+        if len(group) == 1
+        else f"{group[0].name} and {len(group) - 1} more seed{'s' * (len(group) > 2)}": group
+        for group in groups.values()
+    }
+
+
+def read_evaluation(path: str | Path) -> Evaluation:
+    """Read evaluation.csv (or that of a run folder). A last line cut off by a crash is left out; an absent file, other
+    columns or anything else that is no episode raise UserError."""
+    path = _file(path, "evaluation.csv", "run `python -m ppo_lib evaluate` first")
+    return _episodes(_read_rows(path, EVALUATION_COLUMNS, _parse_episode))
+
+
+def read_metrics(path: str | Path) -> dict[str, NDArray[np.float64]]:
+    """Columns of metrics.csv (or that of a run folder): name -> [updates], nan where a cell is empty."""
+    path = _file(path, "metrics.csv", "train the run first")
+    header: list[str] = []
+
+    def parse(row: dict[str, str]) -> list[float]:
+        header[:] = row
+        return [float(cell) if cell else float("nan") for cell in row.values()]
+
+    rows = _read_rows(path, ("steps",), parse)
+    return {name: np.array([row[i] for row in rows]) for i, name in enumerate(header)}
+
+
+def read_config(run_dir: str | Path) -> PPOConfig:
+    """The settings of a run, from its config.json; UserError if there is none."""
+    return PPOConfig.from_json(_file(run_dir, "config.json", "give the folder of a run").read_text(encoding="utf-8"))
+
+
+def _episodes(rows: Sequence[Sequence]) -> Evaluation:
+    """Columns out of rows in the order of EVALUATION_COLUMNS."""
+    kinds = (np.int64, "<U6", np.int64, np.float64, np.int64)
+    columns = zip(*rows, strict=True) if rows else ((),) * len(kinds)
+    return Evaluation(*(np.array(column, dtype=kind) for column, kind in zip(columns, kinds, strict=True)))
+
+
+def _no_episodes() -> Evaluation:
+    """An evaluation that hasn't happened."""
+    return _episodes([])
+
+
+def _file(path: str | Path, name: str, remedy: str) -> Path:
+    """`path`, or the file `name` inside it; UserError with the remedy if it isn't there."""
+    path = Path(path)
+    path = path / name if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"There is no {path}: {remedy}.")
+    return path
+
+
+def _read_rows(path: Path, columns: Sequence[str], parse: Callable[[dict[str, str]], list]) -> list[list]:
+    """Parse every line of a CSV. Only the last line may be broken: a run that was killed while writing it."""
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    reader = csv.DictReader(lines)
+    missing = [name for name in columns if name not in (reader.fieldnames or ())]
+    if missing:
+        raise UserError(f"{path} has no column '{missing[0]}': it is not a file of this project or was cut off.")
+    rows = []
+    for row in reader:
+        try:
+            if None in row or None in row.values():
+                raise ValueError("too many or too few cells")
+            rows.append(parse(row))
+        except ValueError as error:
+            if reader.line_num == len(lines) and not text.endswith("\n"):
+                break
+            raise UserError(f"{path}, line {reader.line_num}: {error}; remove that line.") from None
+    return rows
+
+
+def _parse_episode(row: dict[str, str]) -> list:
+    """One line of evaluation.csv in the order of EVALUATION_COLUMNS."""
+    if row["split"] not in SPLITS:
+        raise ValueError(f"split must be train or unseen, not '{row['split']}'")
+    return [int(row["steps"]), row["split"], int(row["level_seed"]), float(row["return"]), int(float(row["length"]))]
