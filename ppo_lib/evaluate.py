@@ -1,0 +1,102 @@
+"""Unbiased evaluation: complete episodes, raw score, on train or unseen levels.
+
+- Every environment plays the same number of episodes. Taking the first M to finish of many would favour short ones.
+- Fresh environments of its own; the GRU's state is carried from step to step and zeroed between episodes.
+- Actions are sampled, as in training and in published results; `greedy` takes the likeliest instead.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import gymnasium as gym
+import torch
+
+from .config import PPOConfig, derive_seed
+from .envs import make_env
+from .policy import ActorCritic, sample_actions
+
+COLUMNS = ("steps", "split", "level_seed", "return", "length")
+SPLITS = ("train", "unseen")
+MAX_ENVS = 64
+
+
+class Episode(NamedTuple):
+    """A finished episode: level seed, raw score, steps."""
+
+    level_seed: int
+    return_: float
+    length: int
+
+
+def evaluate(
+    policy: ActorCritic,
+    config: PPOConfig,
+    split: str,
+    episodes: int,
+    *,
+    seed: int = 0,
+    greedy: bool = False,
+    levels: tuple[int, int] | None = None,
+) -> list[Episode]:
+    """Play at least `episodes` complete episodes, the same number in each of at most 64 environments.
+
+    split: "train" or "unseen"; levels: (first seed, count) instead of the config's, refused if "unseen" levels
+    overlap the training levels. Returns the episodes ordered by environment.
+    """
+    quota = math.ceil(episodes / MAX_ENVS)
+    num_envs = math.ceil(episodes / quota)
+    env_seed = derive_seed(config.seed, "evaluate", split, seed)
+    env = make_env(config, split, num_envs=num_envs, seed=env_seed, levels=levels)
+    try:
+        return play(policy, env, quota, seed=derive_seed(env_seed, "actions"), greedy=greedy)
+    finally:
+        env.close()
+
+
+@torch.no_grad()
+def play(
+    policy: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    env: gym.vector.VectorEnv,
+    quota: int,
+    *,
+    seed: int = 0,
+    greedy: bool = False,
+) -> list[Episode]:
+    """Play `quota` episodes in every environment of a SAME_STEP vector environment with info["episode"]."""
+    device = next(policy.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    finished: list[list[Episode]] = [[] for _ in range(env.num_envs)]
+    obs, info = env.reset()
+    level_seed = info["level_seed"].copy()
+    action = torch.zeros(env.num_envs, dtype=torch.int64, device=device)
+    state = policy.initial_state(env.num_envs)
+    reset = torch.ones(env.num_envs, dtype=torch.bool, device=device)
+    playing = torch.arange(env.num_envs, device=device)
+    while len(playing):
+        # environments that are through keep stepping, unwatched: the network is spared them
+        logits, _, state[playing] = policy(torch.from_numpy(obs).to(device)[playing], state[playing], reset[playing])
+        action[playing] = logits.argmax(-1) if greedy else sample_actions(logits, generator)
+        obs, _, terminated, truncated, info = env.step(action.cpu().numpy())
+        reset = torch.from_numpy(terminated | truncated).to(device)
+        for i in reset.nonzero().flatten().tolist():
+            if len(finished[i]) < quota:
+                returns, lengths = info["episode"]["r"], info["episode"]["l"]
+                finished[i].append(Episode(int(level_seed[i]), float(returns[i]), int(lengths[i])))
+        level_seed = info["level_seed"].copy()
+        playing = torch.tensor([i for i in playing.tolist() if len(finished[i]) < quota], device=device)
+    return [episode for of_env in finished for episode in of_env]
+
+
+def append_episodes(path: Path, steps: int, split: str, episodes: Iterable[Episode]) -> None:
+    """Add rows to an evaluation.csv, with a header if it is new."""
+    new = not path.exists()
+    with open(path, "a", newline="") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(COLUMNS)
+        writer.writerows((steps, split, e.level_seed, f"{e.return_:g}", e.length) for e in episodes)

@@ -1,0 +1,78 @@
+"""What a run writes while it trains: metrics.csv, TensorBoard events and a progress bar.
+
+- metrics.csv gets one row an update, flushed at once: a killed run keeps every finished update.
+- Resuming cuts off rows that are newer than the checkpoint, so that no update appears twice.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+METRICS = (
+    "steps", "seconds", "episodes", "return_mean", "length_mean", "policy_loss", "value_loss", "entropy",
+    "approx_kl", "clip_fraction", "explained_variance", "grad_norm", "learning_rate", "clip_range",
+    "entropy_coef", "steps_per_second",
+)  # fmt: skip
+
+
+class Logger:
+    """Writes one update at a time. steps: where the run stands (0 unless resumed); newer rows are cut off."""
+
+    def __init__(self, run_dir: Path, total_steps: int, steps: int = 0, progress: bool = True) -> None:
+        self.path = run_dir / "metrics.csv"
+        keep_rows(self.path, METRICS, steps)
+        self.file = open(self.path, "a", newline="")  # noqa: SIM115 (closed by close)
+        self.writer = csv.DictWriter(self.file, METRICS)
+        self.events = SummaryWriter(str(run_dir), purge_step=steps or None)
+        self.bar = tqdm(total=total_steps, initial=steps, unit="step", disable=not progress, dynamic_ncols=True)
+
+    def update(self, metrics: Mapping[str, float]) -> None:
+        """Write one update's metrics (all of METRICS) everywhere."""
+        self.writer.writerow({name: _short(metrics[name]) for name in METRICS})
+        self.file.flush()
+        for name in METRICS[2:]:
+            self.events.add_scalar(f"train/{name}", metrics[name], metrics["steps"])
+        self.bar.set_postfix_str(f"return {metrics['return_mean']:.2f}")
+        self.bar.update(int(metrics["steps"]) - self.bar.n)
+
+    def evaluation(self, steps: int, means: Mapping[str, float]) -> None:
+        """Show an evaluation's mean return on each split."""
+        for split, mean in means.items():
+            self.events.add_scalar(f"evaluation/{split}_return", mean, steps)
+        self.message(f"{steps:,} steps: return {', '.join(f'{mean:.2f} on {split}' for split, mean in means.items())} levels")
+
+    def message(self, text: str) -> None:
+        """Print a line above the progress bar."""
+        if not self.bar.disable:
+            self.bar.write(text)
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        self.bar.close()
+        self.events.close()
+        self.file.close()
+
+
+def keep_rows(path: Path, columns: tuple[str, ...], steps: int) -> None:
+    """Keep the header and the rows up to `steps` (first column); write the header if there is no file."""
+    rows: list[dict[str, str]] = []
+    if path.exists():
+        with open(path, newline="") as file:
+            # a row that a kill cut short has too few fields
+            rows = [row for row in csv.DictReader(file) if None not in row.values() and int(row["steps"]) <= steps]
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, path)
+
+
+def _short(figure: float) -> str:
+    return str(figure) if isinstance(figure, int) else f"{figure:.6g}"
