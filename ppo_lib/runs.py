@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ppo_lib.config import PPOConfig, UserError
-from ppo_lib.stats import Estimate, Summary, generalization_gap, summarize
+from .config import PPOConfig, UserError
+from .stats import Estimate, Summary, generalization_gap, summarize
 
 SPLITS = ("train", "unseen")
 EVALUATION_COLUMNS = ("steps", "split", "level_seed", "return", "length")
@@ -95,9 +95,18 @@ def load_run(run_dir: str | Path) -> Run:
     return Run(path, config, metrics, read_evaluation(path) if (path / "evaluation.csv").is_file() else _no_episodes())
 
 
+Runs = Run | str | Path | Sequence[Run | str | Path]
+
+
+def load_runs(runs: Runs) -> list[Run]:
+    """Runs in memory, from one run or several, each given as a Run or as its folder."""
+    single = isinstance(runs, (Run, str, Path))
+    return [run if isinstance(run, Run) else load_run(run) for run in ([runs] if single else runs)]  # type: ignore
+
+
 def summarize_run(run: Run | str | Path) -> RunSummary:
     """Headline numbers of one run, from its last evaluation."""
-    return summarize_experiment([run if isinstance(run, Run) else load_run(run)])
+    return summarize_experiment(load_runs(run))
 
 
 def summarize_experiment(runs: Sequence[Run]) -> RunSummary:
@@ -119,12 +128,7 @@ def group_experiments(runs: Iterable[Run]) -> dict[str, list[Run]]:
     for run in runs:
         key = tuple((k, v) for k, v in run.config.to_dict().items() if k not in _SIBLING_FIELDS)
         groups.setdefault(key, []).append(run)
-    return {
-        group[0].name
-        if len(group) == 1
-        else f"{group[0].name} and {len(group) - 1} more seed{'s' * (len(group) > 2)}": group
-        for group in groups.values()
-    }
+    return {g[0].name if len(g) == 1 else f"{g[0].name} ({len(g)} seeds)": g for g in groups.values()}
 
 
 def read_evaluation(path: str | Path) -> Evaluation:

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
-import numpy as np
 import pytest
+from fake_runs import make_run
 
 from ppo_lib import runs
-from ppo_lib.config import PPOConfig, UserError
+from ppo_lib.config import UserError
 
 HEAD = "steps,split,level_seed,return,length\n"
 
 
-def make_run(folder: Path, shift: float = 0.0, **changes: object) -> Path:
-    """A run folder with two evaluations of 40 episodes a split, all from random numbers."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(PPOConfig.from_dict(changes).to_json())
-    (folder / "metrics.csv").write_text("steps,return_mean\n16384,1.0\n32768,2.0\n")
-    rng = np.random.default_rng(0)
-    with (folder / "evaluation.csv").open("w") as file:
-        file.write(HEAD)
-        for steps in (16384, 32768):
-            for split, mean in (("train", 6), ("unseen", 4)):
-                for level, value in enumerate(rng.poisson(mean, 40)):
-                    file.write(f"{steps},{split},{level},{value + shift},{100 + level}\n")
-    return folder
-
-
 def test_read_evaluation(tmp_path: Path) -> None:
     path = tmp_path / "evaluation.csv"
-
     path.write_text(HEAD + "100,train,3,2.0,50\n200,train,4,5.0,60\n200,unseen,77,1.0,40\n")
     data = runs.read_evaluation(tmp_path)
     assert data.checkpoints == [100, 200]
@@ -54,16 +39,17 @@ def test_read_metrics(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("steps,return_mean,extra\n10,,1\n20,1.5,2\n30,2.")
     metrics = runs.read_metrics(tmp_path)
     assert metrics["steps"].tolist() == [10, 20]
-    assert np.isnan(metrics["return_mean"][0]) and metrics["return_mean"][1] == 1.5
+    assert math.isnan(metrics["return_mean"][0]) and metrics["return_mean"][1] == 1.5
 
 
 def test_summary_rests_on_the_last_evaluation(tmp_path: Path) -> None:
     run = runs.load_run(make_run(tmp_path / "a"))
     summary = runs.summarize_run(run)
-    expected = run.evaluation.select("train", 32768).returns.mean()
-    assert summary.train.mean.value == pytest.approx(expected)
-    assert summary.gap.value == pytest.approx(expected - summary.unseen.mean.value)
-    assert (summary.steps, summary.train.episodes, summary.train.length) == (32768, 40, 119.5)
+    expected = {split: run.evaluation.select(split, run.steps) for split in runs.SPLITS}
+    assert summary.train.mean.value == pytest.approx(expected["train"].returns.mean())
+    assert summary.gap.value == pytest.approx(expected["train"].returns.mean() - expected["unseen"].returns.mean())
+    assert summary.train.length == pytest.approx(expected["train"].length.mean())
+    assert (summary.steps, summary.train.episodes) == (run.config.batch_size * 12, 64)
 
 
 def test_summary_of_an_unfinished_run(tmp_path: Path) -> None:
@@ -80,13 +66,14 @@ def test_summary_of_an_unfinished_run(tmp_path: Path) -> None:
 def test_seeds_are_grouped_and_other_settings_are_not(tmp_path: Path) -> None:
     made = [
         runs.load_run(make_run(tmp_path / "a", seed=0)),
-        runs.load_run(make_run(tmp_path / "b", 3.0, seed=1, device="cpu")),
+        runs.load_run(make_run(tmp_path / "b", 30.0, seed=1, device="cpu")),
         runs.load_run(make_run(tmp_path / "c", num_levels=200)),
     ]
     groups = runs.group_experiments(made)
     assert [[run.name for run in group] for group in groups.values()] == [["a", "b"], ["c"]]
-    summary = runs.summarize_experiment(groups["a and 1 more seed"])
+    summary = runs.summarize_experiment(groups["a (2 seeds)"])
     single = runs.summarize_run(made[0])
-    assert summary.train.mean.value == pytest.approx(single.train.mean.value + 1.5)
+    other = runs.summarize_run(made[1])
+    assert summary.train.mean.value == pytest.approx((single.train.mean.value + other.train.mean.value) / 2)
     assert summary.train.mean.high - summary.train.mean.low > single.train.mean.high - single.train.mean.low
-    assert summary.gap.value == pytest.approx(single.gap.value)
+    assert (summary.unseen.runs, summary.unseen.episodes) == (2, 128)
