@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -124,10 +125,8 @@ def complete(python: Path, folder: Path, extras: str, own: bool) -> None:
                     "The set-up stopped: pip's message above has the cause. Mend it (often network or disk space), "
                     "and give the same command again."
                 )
-    try:
+    with contextlib.suppress(OSError):  # a system's folder: the next call checks again, which costs seconds
         write_stamp(folder, {**stamp, "key": key})
-    except OSError:
-        pass  # a system folder: the next call checks again, which costs seconds
     names = ["torch", "numpy", "gymnasium", *(requirement.split("==")[0] for requirement in game_packages())]
     ready = ", ".join(f"{name} {number}" for name, number in versions(python, names)[1].items())
     print(f"Ready after {time.time() - start:.0f} s: {ready}.", flush=True)
