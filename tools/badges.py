@@ -1,0 +1,116 @@
+"""Write the repository's address into the badges and bootstrap cells. `make badges REPO=owner/name` runs this.
+
+- The address stands in one place, pyproject.toml's [tool.ppo_lib] repository; everything else is written from it.
+- Without REPO it is the one in pyproject.toml, or else that of the origin remote on GitHub.
+- A notebook's bootstrap cell carries the tag "bootstrap"; its badge stands in its first cell.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+COLAB = "https://colab.research.google.com"
+BADGE = re.compile(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)")
+SETTING = re.compile(r'^repository = "([^"]*)"', re.MULTILINE)
+ADDRESS = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+BOOTSTRAP = """\
+import importlib, pathlib, sys  # this cell finds the project, or fetches it, and shows what this machine has
+
+REPOSITORY, NAME, here = "@", "DeepLearningPPO", pathlib.Path.cwd()
+folders = [p / n for p in (here, *here.parents, pathlib.Path("/content/drive/MyDrive")) for n in ("", NAME)]
+root = next((f for f in folders if (f / "ppo_lib").is_dir()), here / NAME)
+if REPOSITORY and not root.exists():
+    !git clone -q --depth=1 https://github.com/{REPOSITORY} "{root}"
+assert root.exists(), f"Copy the project to {root}, or mount a Drive that has it, and run this cell again."
+sys.path.insert(0, str(root))
+project = importlib.import_module("ppo_lib.colab").setup()"""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; 0, or 2 with one sentence if the address is no owner/name."""
+    address = (arguments[0] if arguments else "") or repository() or origin()
+    if address and not ADDRESS.fullmatch(address):
+        print(f"REPO must be owner/name as on GitHub, not {address!r}.", file=sys.stderr)
+        return 2
+    write_repository(address)
+    changed = [path.name for path in [*notebooks(), ROOT / "README.md"] if rewrite(path, address)]
+    print(f"Repository: {address or 'not set; give REPO=owner/name'}. Rewritten: {', '.join(changed) or 'nothing'}.")
+    return 0
+
+
+def notebooks() -> list[Path]:
+    """The notebooks, in order."""
+    return sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+
+
+def repository() -> str:
+    """owner/name from pyproject.toml, or ""."""
+    found = SETTING.search((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return found.group(1) if found else ""
+
+
+def origin() -> str:
+    """owner/name of the origin remote if it is on GitHub, else ""."""
+    command = ["git", "-C", str(ROOT), "remote", "get-url", "origin"]
+    url = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    found = re.search(r"github\.com[:/](" + ADDRESS.pattern + ")$", url.removesuffix(".git"))
+    return found.group(1) if found else ""
+
+
+def write_repository(address: str) -> None:
+    """Put the address into pyproject.toml."""
+    path = ROOT / "pyproject.toml"
+    text = path.read_text(encoding="utf-8")
+    new = SETTING.sub(f'repository = "{address}"', text)
+    if new != text:
+        path.write_text(new, encoding="utf-8")
+
+
+def badge(notebook: str, address: str) -> str:
+    """The badge of a notebook (file name). Without an address it opens Colab's page for choosing one on GitHub."""
+    page = f"{address}/blob/main/notebooks/{notebook}" if address else ""
+    return f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({COLAB}/github/{page})"
+
+
+def bootstrap(address: str) -> str:
+    """The source of the bootstrap cell."""
+    return BOOTSTRAP.replace("@", address)
+
+
+def rewrite(path: Path, address: str) -> bool:
+    """Write badges and bootstrap cells of a notebook, or the badges of a page; returns whether it changed."""
+    if not path.exists():
+        return False
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        new = rewrite_notebook(json.loads(text), path.name, address)
+    else:
+        new = "".join(rewrite_line(line, address) for line in text.splitlines(keepends=True))
+    if new != text:
+        path.write_text(new, encoding="utf-8")
+    return new != text
+
+
+def rewrite_notebook(content: dict, name: str, address: str) -> str:
+    """The notebook's text with its badge and bootstrap cell written anew."""
+    first = content["cells"][0]
+    first["source"] = BADGE.sub(badge(name, address), "".join(first["source"])).splitlines(keepends=True)
+    for cell in content["cells"]:
+        if "bootstrap" in cell["metadata"].get("tags", ()):
+            cell["source"] = bootstrap(address).splitlines(keepends=True)
+    return json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
+
+
+def rewrite_line(line: str, address: str) -> str:
+    """A line of a page: its badge belongs to the notebook that the line links to."""
+    named = re.search(r"notebooks/([0-9]\w*\.ipynb)", BADGE.sub("", line))
+    return BADGE.sub(badge(named.group(1), address), line) if named else line
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
