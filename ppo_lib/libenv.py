@@ -14,6 +14,7 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import os
+import struct
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from ppo_lib.config import UserError
 
 LIBRARY_NAMES = ("libenv.so", "libenv.dylib", "env.dll")  # Linux, macOS, Windows
 STATE_LIMIT = 2**20  # bytes; the largest game state that Procgen's own code allows for
+STATE_END = struct.pack("<I", 0xCAFECAFE)  # Procgen's mark at the end of a saved game
 OBS_SHAPE = (64, 64, 3)
 FRAME_SHAPE = (512, 512, 3)
 UINT8, INT32 = 1, 2  # codes of the element types in option lists
@@ -68,6 +70,16 @@ def _find_build() -> tuple[ProcgenBuild, Path]:
         f"The Procgen games are not installed: run `pip install --no-deps {package_for_python()}`, "
         f"the build for Python {sys.version_info[0]}.{sys.version_info[1]}."
     )
+
+
+def looks_like_state(state: object, env_name: str) -> bool:
+    """Whether `state` has the frame of a whole saved game: format 0, the game's name, and the mark at its end.
+
+    The C++ code ends the process if these are wrong.
+    """
+    name = env_name.encode()
+    start = struct.pack("<ii", 0, len(name)) + name
+    return isinstance(state, bytes) and state.startswith(start) and state.endswith(STATE_END)
 
 
 class _Option(ctypes.Structure):
@@ -118,9 +130,12 @@ class Games:
         build, data = _find_build()
         path = next(data / "prebuilt" / name for name in LIBRARY_NAMES if (data / "prebuilt" / name).exists())
         try:
-            self._lib = ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL | getattr(os, "RTLD_DEEPBIND", 0))
+            self._lib = ctypes.CDLL(str(path), mode=_load_mode(build.module))
         except OSError as error:
-            raise UserError(f"The library of {build.package} {build.version} can't be loaded ({error}).") from None
+            raise UserError(
+                f"{build.package} can't be loaded ({error}); on Debian, Ubuntu and Colab "
+                "`apt-get install libgl1 libglib2.0-0` brings the system libraries that it needs."
+            ) from None
         by_value = _declare(self._lib) < 3
         self.obs = np.zeros((num, *OBS_SHAPE), np.uint8)
         self.frames = np.zeros((num, *FRAME_SHAPE), np.uint8) if render else None
@@ -182,6 +197,12 @@ class Games:
             self._lib.libenv_close(handle)
 
 
+def _load_mode(module: str) -> int:
+    """How to open the library: as each build's own loader does, since that is what its users have tried."""
+    deep = getattr(os, "RTLD_DEEPBIND", 0) if module == "procgen" else 0
+    return getattr(os, "RTLD_NOW", 0) | getattr(os, "RTLD_LOCAL", 0) | deep
+
+
 def _declare(lib: ctypes.CDLL) -> int:
     """Give the C functions their types; returns the revision of the interface (1 or 3)."""
     handle, whole = ctypes.c_void_p, ctypes.c_int
@@ -205,7 +226,7 @@ def _declare(lib: ctypes.CDLL) -> int:
 def _option_list(options: dict[str, bool | int | str]) -> tuple[ctypes.Array[_Option], list[np.ndarray]]:
     """The options as a C array, and the numpy arrays that hold their values."""
     items, keep = (_Option * len(options))(), []
-    for item, (name, value) in zip(items, options.items()):
+    for item, (name, value) in zip(items, options.items(), strict=True):
         if isinstance(value, str):
             code, array = UINT8, np.frombuffer(value.encode(), np.uint8)
         elif isinstance(value, bool):

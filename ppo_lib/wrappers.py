@@ -25,6 +25,7 @@ class EpisodeStatistics(VectorWrapper):
     """
 
     def __init__(self, env: VectorEnv) -> None:
+        """Wrap `env`, at best the game itself."""
         super().__init__(env)
         self.returns = np.zeros(env.num_envs)  # of the running episodes; float64, so that long sums stay exact
         self.lengths = np.zeros(env.num_envs, np.int64)
@@ -96,7 +97,7 @@ class RewardNormalizer:
         """Rewards [N] or [T, N] with done of the same shape -> normalised rewards, float32, same shape."""
         reward, done = np.asarray(reward), np.asarray(done, np.bool_)
         if reward.ndim == 2:
-            return np.stack([self(r, d) for r, d in zip(reward, done)])
+            return np.stack([self(r, d) for r, d in zip(reward, done, strict=True)])
         self.returns = self.returns * self.gamma + reward
         self._take_in(self.returns)
         self.returns[done] = 0
@@ -130,6 +131,7 @@ class NormalizeReward(VectorWrapper):
     """
 
     def __init__(self, env: VectorEnv, gamma: float, clip: float = 10.0) -> None:
+        """Wrap `env`; see RewardNormalizer for gamma and clip."""
         super().__init__(env)
         self.normalizer = RewardNormalizer(env.num_envs, gamma, clip)
 
