@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import VectorEnv, VectorWrapper
 
+from ppo_lib.config import UserError
+
 Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 
 
@@ -95,7 +97,9 @@ class RewardNormalizer:
 
     def __call__(self, reward: np.ndarray, done: np.ndarray) -> np.ndarray:
         """Rewards [N] or [T, N] with done of the same shape -> normalised rewards, float32, same shape."""
-        reward, done = np.asarray(reward), np.asarray(done, np.bool_)
+        reward, done, size = np.asarray(reward), np.asarray(done, np.bool_), len(self.returns)
+        if reward.shape != done.shape or reward.ndim not in (1, 2) or reward.shape[-1] != size:
+            raise UserError(f"reward and done must both be [{size}] or [T, {size}], not {reward.shape}, {done.shape}.")
         if reward.ndim == 2:
             return np.stack([self(r, d) for r, d in zip(reward, done, strict=True)])
         self.returns = self.returns * self.gamma + reward
@@ -120,6 +124,8 @@ class RewardNormalizer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly where state_dict was called."""
+        if len(state["returns"]) != len(self.returns):
+            raise UserError(f"The saved rewards are of {len(state['returns'])} environments, not {len(self.returns)}.")
         self.returns = np.array(state["returns"], np.float64)
         self.mean, self.var, self.count = float(state["mean"]), float(state["var"]), float(state["count"])
 

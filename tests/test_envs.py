@@ -229,6 +229,7 @@ def test_each_split_plays_its_own_levels(num_levels: int, start_level: int) -> N
         env.close()
 
 
+@settings(deadline=None)
 @given(st.integers(0, LEVEL_LIMIT - 2), st.data())
 def test_train_and_unseen_levels_never_overlap(num_levels: int, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, LEVEL_LIMIT - 2 - num_levels)) if num_levels else 0
