@@ -140,6 +140,7 @@ def commands(python: Path, extras: str, own: bool, scratch: Path) -> list[list[s
         constraints = scratch / "kept.txt"
         constraints.write_text("".join(f"{name}=={version}\n" for name, version in kept.items()))
     pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-warn-conflicts"]
+    pip.append("--no-compile")  # Python compiles what is imported when it is; all of torch would take longer
     project = f"{ROOT}[{extras}]" if extras else str(ROOT)
     return [[*pip, "-c", str(constraints), "-e", project], [*pip, "--no-deps", *game_packages()]]
 
