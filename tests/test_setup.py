@@ -79,6 +79,7 @@ def test_markers_choose_the_procgen_build_that_the_library_expects(python: str) 
 
 
 def test_the_games_packages_are_pinned_and_bring_no_dependencies_of_their_own(tmp_path: Path) -> None:
+    assert setup_env.game_packages() == PYPROJECT["dependency-groups"]["procgen"]
     assert all(re.fullmatch(r"==[\d.]+", str(Requirement(text).specifier)) for text in setup_env.game_packages())
     game = setup_env.commands(Path(sys.executable), "", True, tmp_path)[1]
     assert "--no-deps" in game and not any("numpy" in part for part in game)

@@ -16,17 +16,13 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10: pip brings its own reader
-    from pip._vendor import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ("torch", "numpy", "ipywidgets")
@@ -146,9 +142,9 @@ def commands(python: Path, extras: str, own: bool, scratch: Path) -> list[list[s
 
 
 def game_packages() -> list[str]:
-    """The requirements of the Procgen build, for every Python: markers choose."""
-    with open(ROOT / "pyproject.toml", "rb") as file:
-        return tomllib.load(file)["dependency-groups"]["procgen"]
+    """The requirements of the Procgen build, for every Python: markers choose. (Python 3.10 can't read TOML itself.)"""
+    group = re.search(r"^procgen = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
+    return re.findall(r'"(.+)"', group[1])
 
 
 def versions(python: Path, names: list[str] | tuple[str, ...]) -> tuple[str, dict[str, str]]:
@@ -160,10 +156,8 @@ def versions(python: Path, names: list[str] | tuple[str, ...]) -> tuple[str, dic
 
 def fingerprint(python: Path, extras: str) -> str:
     """Changes when what has to be installed changes: Python, folder, requirements or tested versions."""
-    with open(ROOT / "pyproject.toml", "rb") as file:
-        project = tomllib.load(file)
-    parts = [project["build-system"], project["project"], project["dependency-groups"], extras, str(ROOT)]
-    text = json.dumps([versions(python, [])[0], *parts]) + (ROOT / "constraints.txt").read_text()
+    requirements = (ROOT / "pyproject.toml").read_text().split("[tool.")[0]
+    text = "\n".join([versions(python, [])[0], extras, str(ROOT), requirements, (ROOT / "constraints.txt").read_text()])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
