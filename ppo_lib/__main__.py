@@ -1,64 +1,226 @@
-"""The command line: python -m ppo_lib train|evaluate|video|report|bench.
+"""The command line: python -m ppo_lib train | evaluate | video | report | bench.
 
 - Every config field is a flag of `train` with the field's name; a flag overrides the preset's value.
-- A UserError becomes one sentence on stderr and exit code 2.
-- Modules load when their command runs: a mistyped flag is answered at once.
+- Whatever a user can mend (UserError) becomes one sentence on stderr and exit code 2, without a traceback.
+- Modules load when their command runs, so that a mistyped flag is answered at once.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import difflib
+import re
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
-from .config import FIELD_TYPES, PRESETS, PPOConfig, UserError, preset
+from .config import FIELD_TYPES, PRESETS, ConfigError, PPOConfig, UserError, preset
+
+Options = argparse.Namespace
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0, 2 for a UserError, 130 after Ctrl-C."""
-    options = vars(_parser().parse_args(arguments))
-    command = options.pop("command")
+    """Run one command. Returns the exit code: 0, 2 for a mistake of the user's, 130 after Ctrl-C."""
     try:
-        return command(options) or 0
+        options = _parser().parse_args(arguments)
+        return options.command(options) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
-def train(options: dict) -> int:
-    """Train a run, new or resumed."""
-    fields = {name: options[name] for name in FIELD_TYPES if name in options}
-    run_dir = Path(options["results"]) / (options["run"] or f"{options['preset'] or 'quick'}-{time.strftime('%Y%m%d-%H%M%S')}")
-    config = preset(options["preset"] or "quick", **fields)
+def train(options: Options) -> int | None:
+    """Train a new run, or go on with one."""
+    changes = {name: getattr(options, name) for name in FIELD_TYPES if name in options}
+    if options.resume:
+        if options.run is None or options.preset is not None:
+            raise UserError("--resume goes on with a run's own settings: give --run NAME and no --preset.")
+        run_dir = _find_run(options.run, options.results)
+        config = PPOConfig.from_json((run_dir / "config.json").read_text()).replace(**changes)
+    else:
+        name = options.preset or "quick"
+        config = preset(name, **changes)
+        run_dir = options.results / _checked_name(options.run or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     from .train import Trainer
 
-    trainer = Trainer(config, run_dir, resume=options["resume"])
+    trainer = Trainer(config, run_dir, resume=options.resume)
     try:
         trainer.train()
     except KeyboardInterrupt:
+        print(
+            f"\nStopped and saved at {trainer.saved_steps:,} of {config.total_steps:,} steps. Go on with:\n"
+            f"  python -m ppo_lib train --run {run_dir.name} --resume{_results_flag(options)}"
+        )
         return 130
     finally:
         trainer.close()
+    print(f"Run:    {run_dir}")
+    if options.finish:
+        _write_film(run_dir, options, levels=4)
+        _write_report([run_dir])
     return 0
 
 
+def evaluate(options: Options) -> None:
+    """Play complete episodes on train and on unseen levels and add them to the run's evaluation.csv."""
+    from .checkpoint import load_policy
+    from .evaluate import evaluate, write_episodes
+    from .runs import SPLITS
+    from .speed import configure
+    from .stats import generalization_gap, summarize
+
+    run_dir = _find_run(options.run, options.results)
+    policy, config, steps = load_policy(run_dir)
+    hardware = configure(config if options.device is None else config.replace(device=options.device))
+    policy = policy.to(hardware.device)
+    policy.autocast_dtype = hardware.autocast_dtype
+    returns = {}
+    for split in SPLITS:
+        levels = tuple(options.unseen_levels) if split == "unseen" and options.unseen_levels else None
+        episodes = evaluate(
+            policy, config, split, options.episodes, seed=options.seed, greedy=options.greedy, levels=levels
+        )
+        returns[split] = [episode.return_ for episode in episodes]
+        summary = summarize(returns[split])
+        print(f"{split:>6} levels: mean return {summary.mean}, interquartile mean {summary.iqm}, {len(episodes)} games")
+        if levels is None:
+            name = "evaluation_greedy.csv" if options.greedy else "evaluation.csv"
+            write_episodes(run_dir / name, steps, split, episodes)
+    print(f"generalisation gap: {generalization_gap(returns['train'], returns['unseen'])} (train minus unseen)")
+
+
+def video(options: Options) -> None:
+    """Film the run's policy on train levels beside unseen ones."""
+    _write_film(_find_run(options.run, options.results), options, options.levels)
+
+
+def report(options: Options) -> None:
+    """Write figures and a page about one run or several."""
+    _write_report([_find_run(name, options.results) for name in options.runs])
+
+
+def bench(options: Options) -> None:
+    """Measure steps per second, peak memory and where the time goes on this machine."""
+    from .bench import bench
+
+    changes = {name: getattr(options, name) for name in FIELD_TYPES if name in options}
+    bench(preset(options.preset or "paper", **changes), options.output)
+
+
+def _write_film(run_dir: Path, options: Options, levels: int) -> None:
+    from .checkpoint import load_policy
+    from .video import film
+
+    policy, config, _ = load_policy(run_dir)
+    print(f"Film:   {film(policy, config, options.results.parent / 'videos' / f'{run_dir.name}.mp4', levels=levels)}")
+
+
+def _write_report(run_dirs: list[Path]) -> None:
+    from .report import write_report
+
+    print(f"Report: {write_report(run_dirs)}")
+
+
+def _find_run(name: str, results: Path) -> Path:
+    """The folder of a run, given by name or path. Raises UserError with the nearest name."""
+    for folder in (results / name, Path(name)):
+        if (folder / "config.json").is_file():
+            return folder
+    known = sorted(path.parent.name for path in results.glob("*/config.json"))
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(known) or 'none yet'}."
+    raise UserError(f"There is no run '{name}' in {results}; {hint}")
+
+
+def _checked_name(name: str) -> str:
+    if not re.fullmatch(r"[\w][\w.+-]*", name):
+        raise UserError(f"A run's name is made of letters, digits, '.', '_', '+' and '-', unlike '{name}'.")
+    return name
+
+
+def _results_flag(options: Options) -> str:
+    return "" if options.results == Path("results") else f" --results {options.results}"
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that raises UserError in place of printing its usage and exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.match(r"unrecognized arguments: (--?[\w-]+)", message)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            for action in self._actions:
+                if isinstance(action, argparse._SubParsersAction):
+                    flags += [f for sub in action.choices.values() for a in sub._actions for f in a.option_strings]
+            close = difflib.get_close_matches(unknown[1], flags, n=1)
+            message = f"There is no flag {unknown[1]}" + (f"; did you mean {close[0]}?" if close else ".")
+        raise UserError(f"{message.rstrip('.?')}{message[len(message.rstrip('.?')) :] or '.'} See {self.prog} --help.")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m ppo_lib")
-    commands = parser.add_subparsers(required=True)
-    sub = commands.add_parser("train")
-    sub.set_defaults(command=train)
-    sub.add_argument("--preset")
-    sub.add_argument("--run")
-    sub.add_argument("--resume", action="store_true")
-    sub.add_argument("--results", default="results")
-    for name, kind in FIELD_TYPES.items():
-        flag = "--" + name.replace("_", "-")
-        if kind is bool:
-            sub.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS)
-        else:
-            sub.add_argument(flag, type=kind, default=argparse.SUPPRESS)
+    parser = _Parser(prog="python -m ppo_lib", description="PPO on Procgen, and how it generalises.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name")
+
+    def add(function, *flags: str, takes_config: bool = False) -> argparse.ArgumentParser:
+        sub = commands.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
+        sub.set_defaults(command=function)
+        if takes_config:
+            sub.add_argument("--preset", metavar="NAME", help=f"{', '.join(PRESETS)} (default: {flags[0]})")
+            for field in dataclasses.fields(PPOConfig):
+                _add_field(sub, field.name, field.default)
+        sub.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="folder of the runs")
+        return sub
+
+    sub = add(train, "quick", takes_config=True)
+    sub.add_argument("--run", metavar="NAME", help="name of the run (default: from preset and time)")
+    sub.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
+    sub.add_argument("--finish", action="store_true", help="afterwards write its film and its report")
+    sub = add(evaluate)
+    sub.add_argument("run", metavar="RUN")
+    sub.add_argument("--episodes", type=_positive, default=256, metavar="N", help="complete episodes on each split")
+    sub.add_argument("--greedy", action="store_true", help="take the likeliest action instead of sampling")
+    sub.add_argument("--seed", type=int, default=0, help="of levels and actions")
+    sub.add_argument("--device", help="auto, cpu or cuda (default: the run's)")
+    sub.add_argument("--unseen-levels", type=int, nargs=2, metavar=("FIRST", "COUNT"), help="play these; only printed")
+    sub = add(video)
+    sub.add_argument("run", metavar="RUN")
+    sub.add_argument("--levels", type=_positive, default=4, metavar="N", help="games in the picture, half unseen")
+    sub = add(report)
+    sub.add_argument("runs", metavar="RUN", nargs="+")
+    sub = add(bench, "paper", takes_config=True)
+    sub.add_argument("--output", type=Path, metavar="FILE", help="also write the figures as JSON")
     return parser
+
+
+def _add_field(parser: argparse.ArgumentParser, name: str, default: object) -> None:
+    """A flag for a config field; it sets nothing unless given. PPOConfig checks the value's range."""
+    flag, kind = f"--{name.replace('_', '-')}", FIELD_TYPES[name]
+    if kind is bool:
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS)
+        return
+
+    def parse(text: str) -> object:
+        try:
+            return float(text) if kind is int and re.fullmatch(r"\d+(\.\d+)?e\d+", text) else kind(text)
+        except ValueError:
+            words = "a whole number" if kind is int else "a number"
+            raise ConfigError(f"{flag} must be {words}, not '{text}'.") from None
+
+    parser.add_argument(flag, type=parse, default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=f"{default}")
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise UserError(f"A whole number of at least 1 is needed there, not '{text}'.")
+    return number
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import pickle
-import zipfile
 from pathlib import Path
 
 import torch
@@ -80,7 +78,7 @@ def load_policy(path: Path | str, config: PPOConfig | None = None) -> tuple[Acto
     try:
         policy.load_state_dict(content["policy"])
     except RuntimeError:
-        raise CheckpointError(f"The weights in {path} don't fit its own config; the file was changed by hand.") from None
+        raise CheckpointError(f"The weights in {path} don't fit its own config: the file was changed.") from None
     return policy.eval(), saved, content["steps"]
 
 
@@ -106,8 +104,8 @@ def _write(path: Path, content: dict[str, object], keep: Path | None = None) -> 
 def write_error(error: OSError, path: Path) -> UserError:
     """One sentence for a write that failed."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"The disk is full: {path} could not be written. Free some space; what was saved before is kept.")
-    return UserError(f"{path} could not be written ({error.strerror}); choose a folder you may write to with --results.")
+        return UserError(f"The disk is full: {path} could not be written. Free some space; what was saved is kept.")
+    return UserError(f"{path} could not be written ({error.strerror}); with --results choose a folder that can.")
 
 
 def _read(path: Path, kind: str) -> dict[str, object]:
@@ -117,7 +115,7 @@ def _read(path: Path, kind: str) -> dict[str, object]:
         raise CheckpointError(f"{path} is empty: it was cut off while being copied or written.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, pickle.UnpicklingError, ValueError, KeyError):
+    except Exception:  # whatever bytes make torch's unpickler stumble over: IndexError, UnpicklingError, …
         raise CheckpointError(f"{path} is damaged or is no file of this project: it can't be read.") from None
     if not isinstance(content, dict) or content.get("kind") not in ("checkpoint", "policy"):
         raise CheckpointError(f"{path} is no file of this project.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,9 +20,8 @@ import torch
 from .config import PPOConfig, derive_seed
 from .envs import make_env
 from .policy import ActorCritic, sample_actions
+from .runs import EVALUATION_COLUMNS
 
-COLUMNS = ("steps", "split", "level_seed", "return", "length")
-SPLITS = ("train", "unseen")
 MAX_ENVS = 64
 
 
@@ -92,11 +92,15 @@ def play(
     return [episode for of_env in finished for episode in of_env]
 
 
-def append_episodes(path: Path, steps: int, split: str, episodes: Iterable[Episode]) -> None:
-    """Add rows to an evaluation.csv, with a header if it is new."""
-    new = not path.exists()
-    with open(path, "a", newline="") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(COLUMNS)
-        writer.writerows((steps, split, e.level_seed, f"{e.return_:g}", e.length) for e in episodes)
+def write_episodes(path: Path, steps: int, split: str, episodes: Iterable[Episode]) -> None:
+    """Add rows to an evaluation.csv; they replace those of an earlier evaluation of this split at these steps."""
+    rows: list[Iterable[object]] = []
+    if path.exists():
+        with open(path, newline="") as file:
+            rows = [row for row in csv.reader(file) if len(row) == len(EVALUATION_COLUMNS)][1:]
+    rows = [row for row in rows if row[:2] != [str(steps), split]]
+    rows += [(steps, split, e.level_seed, f"{e.return_:g}", e.length) for e in episodes]
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "w", newline="") as file:
+        csv.writer(file).writerows([EVALUATION_COLUMNS, *rows])
+    os.replace(temporary, path)

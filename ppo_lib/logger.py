@@ -45,7 +45,8 @@ class Logger:
         """Show an evaluation's mean return on each split."""
         for split, mean in means.items():
             self.events.add_scalar(f"evaluation/{split}_return", mean, steps)
-        self.message(f"{steps:,} steps: return {', '.join(f'{mean:.2f} on {split}' for split, mean in means.items())} levels")
+        figures = ", ".join(f"{mean:.2f} on {split} levels" for split, mean in means.items())
+        self.message(f"{steps:,} steps: return {figures}")
 
     def message(self, text: str) -> None:
         """Print a line above the progress bar."""

@@ -81,7 +81,7 @@ class GRUCore(nn.Module):
         self.gru = nn.GRU(size, size)
 
     def forward(self, x: Tensor, state: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
-        """x [L, B, D], state [B, D] before the first step, reset bool [L, B] -> outputs [L, B, D], last state [B, D]."""
+        """x [L, B, D], state [B, D] before step 0, reset bool [L, B] -> outputs [L, B, D], last state [B, D]."""
         gru = self.gru
         projected = F.linear(x, gru.weight_ih_l0, gru.bias_ih_l0)
         keep = (~reset).to(x.dtype).unsqueeze(-1)

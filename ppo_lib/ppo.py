@@ -50,7 +50,9 @@ def normalize_advantage(advantage: Tensor) -> Tensor:
     return (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
 
 
-def ppo_loss(logits: Tensor, value: Tensor, batch: Batch, coefficients: Coefficients) -> tuple[Tensor, dict[str, Tensor]]:
+def ppo_loss(
+    logits: Tensor, value: Tensor, batch: Batch, coefficients: Coefficients
+) -> tuple[Tensor, dict[str, Tensor]]:
     """PPO's loss on a (micro-)batch whose advantages are normalised already.
 
     logits: [..., A] and value: [...] of the network now; batch: what it was when the actions were taken, [...].
@@ -115,9 +117,7 @@ class PPO:
         """Values [N] of observations, without a step: the caller's state stays as it is. Shapes as in predict."""
         return self.policy(obs, state, reset)[1]
 
-    def optimize(
-        self, storage: RolloutStorage, between_steps: Callable[[], None] = lambda: None
-    ) -> dict[str, float]:
+    def optimize(self, storage: RolloutStorage, between_steps: Callable[[], None] = lambda: None) -> dict[str, float]:
         """num_epochs passes of num_minibatches gradient steps over a rollout with advantages.
 
         between_steps is called before each gradient step; what it raises ends the update.
@@ -172,11 +172,12 @@ class PPO:
         }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """The inverse of state_dict."""
+        """The inverse of state_dict. On another kind of device the draws of actions can't go on; they start anew."""
         self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.action_generator.set_state(state["action_generator"].cpu())
+        if len(state["action_generator"]) == len(self.action_generator.get_state()):
+            self.action_generator.set_state(state["action_generator"].cpu())
         self.batch_generator.set_state(state["batch_generator"].cpu())
         self.learning_rate = state["learning_rate"]
         self.coefficients.clip_range = state["clip_range"]

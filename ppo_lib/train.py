@@ -27,15 +27,20 @@ from torch import Tensor
 from .checkpoint import load_checkpoint, save_checkpoint, save_policy, write_error
 from .config import PPOConfig, UserError, derive_seed
 from .envs import make_env
-from .evaluate import COLUMNS, SPLITS, append_episodes, evaluate
+from .evaluate import evaluate, write_episodes
 from .logger import Logger, keep_rows
 from .policy import ActorCritic
 from .ppo import PPO
+from .runs import EVALUATION_COLUMNS, SPLITS
 from .speed import configure
 from .storage import RolloutStorage
 from .wrappers import RewardNormalizer
 
 RETURN_WINDOW = 100  # finished episodes that return_mean and length_mean average over
+
+
+# A resumed run may change these: they don't touch what is learned (total_steps does if the learning rate is annealed).
+FREE_TO_CHANGE = ("total_steps", "device", "eval_interval", "eval_episodes", "checkpoint_interval")
 
 
 class Stopped(Exception):
@@ -90,7 +95,7 @@ class Trainer:
         if checkpoint:
             self.load_state_dict(checkpoint)
         self.logger = Logger(self.run_dir, config.num_updates * config.batch_size, self.steps, progress)
-        keep_rows(self.run_dir / "evaluation.csv", COLUMNS, self.steps)
+        keep_rows(self.run_dir / "evaluation.csv", EVALUATION_COLUMNS, self.steps)
         self.logger.message(f"{self.run_dir.name}: {self.hardware.reason}")
 
     @property
@@ -140,7 +145,7 @@ class Trainer:
             "seconds": self.seconds,
             "episodes": self.episodes,
             "return_mean": float(np.mean([r for r, _ in self.recent])) if self.recent else float("nan"),
-            "length_mean": float(np.mean([l for _, l in self.recent])) if self.recent else float("nan"),
+            "length_mean": float(np.mean([length for _, length in self.recent])) if self.recent else float("nan"),
             **diagnostics,
             "learning_rate": self.ppo.learning_rate,
             "clip_range": self.ppo.coefficients.clip_range,
@@ -176,9 +181,7 @@ class Trainer:
         prediction = self.ppo.predict(self.storage.obs[t, half.envs], half.state, half.reset)
         half.env.step_async(prediction.action.cpu().numpy())
         half.state = prediction.state
-        self.storage.add(
-            t, half.envs, action=prediction.action, log_prob=prediction.log_prob, value=prediction.value
-        )
+        self.storage.add(t, half.envs, action=prediction.action, log_prob=prediction.log_prob, value=prediction.value)
 
     def _receive(self, half: Half, t: int, rewards: np.ndarray) -> None:
         """Wait for the half's games to finish step t and store how they answered."""
@@ -211,7 +214,7 @@ class Trainer:
         means = {}
         for split in SPLITS:
             episodes = evaluate(self.policy, self.config, split, self.config.eval_episodes, seed=self.steps)
-            append_episodes(self.run_dir / "evaluation.csv", self.steps, split, episodes)
+            write_episodes(self.run_dir / "evaluation.csv", self.steps, split, episodes)
             means[split] = float(np.mean([episode.return_ for episode in episodes]))
         self.logger.evaluation(self.steps, means)
         return means
@@ -220,6 +223,11 @@ class Trainer:
         """Write the state at the last finished update to checkpoint.pt, and its policy to policy.pt."""
         save_checkpoint(self.run_dir, self._boundary)
         save_policy(self.run_dir, self._boundary["ppo"]["policy"], self.config, self._boundary["steps"])
+
+    @property
+    def saved_steps(self) -> int:
+        """Where the run would go on after a resume: the steps at the last finished update."""
+        return self._boundary["steps"]
 
     def state_dict(self) -> dict[str, object]:
         """All that a bit-exact resume needs, copied. Only between updates."""
@@ -233,7 +241,12 @@ class Trainer:
             "ppo": self.ppo.state_dict(),
             "normalizer": self.normalizer.state_dict(),
             "halves": [
-                {"env": half.env.get_state(), "state": half.state, "reset": half.reset, "obs": torch.from_numpy(half.obs)}
+                {
+                    "env": half.env.get_state(),
+                    "state": half.state,
+                    "reset": half.reset,
+                    "obs": torch.from_numpy(half.obs),
+                }
                 for half in self.halves
             ],
         }
@@ -300,13 +313,16 @@ class Trainer:
             return None
         checkpoint = load_checkpoint(self.run_dir)
         saved = PPOConfig.from_dict(checkpoint["config"])
-        changed = [name for name, value in self.config.to_dict().items() if value != getattr(saved, name)]
+        changed = [n for n, v in self.config.to_dict().items() if v != getattr(saved, n) and n not in FREE_TO_CHANGE]
+        if self.config.total_steps != saved.total_steps and saved.anneal_lr:
+            changed.append("total_steps")
         if changed:
             differences = ", ".join(f"{n} {getattr(saved, n)} -> {getattr(self.config, n)}" for n in changed)
             raise UserError(
                 f"The run {self.run_dir} was started with another config ({differences}); resume it without these "
                 "changes, or start a new run with another --run name."
             )
+        config_path.write_text(self.config.to_json())
         return checkpoint
 
     def _make_halves(self, policy: ActorCritic) -> list[Half]:

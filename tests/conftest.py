@@ -1,0 +1,26 @@
+"""Fixtures that many test files share."""
+
+import pytest
+import torch
+
+from ppo_lib.config import PPOConfig
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quiet_threads():
+    """Tiny networks are slower on two threads than on one, and float32 sums repeat exactly."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny():
+    """Make a config of the real game small enough for a test: 4 environments x 16 steps an update."""
+
+    def make(**changes):
+        fields = dict(
+            num_envs=4, num_steps=16, num_minibatches=2, num_epochs=2, sequence_length=8, total_steps=128,
+            eval_interval=-1, eval_episodes=4, checkpoint_interval=64, device="cpu", precision="float32",
+        )  # fmt: skip
+        return PPOConfig(**{**fields, **changes})
+
+    return make

@@ -1,0 +1,131 @@
+"""PPOConfig: what is accepted, what is refused and how it says so."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppo_lib.config import (
+    FIELD_TYPES,
+    LEVEL_LIMIT,
+    PRESETS,
+    UNSEEN_RESERVE,
+    ConfigError,
+    PPOConfig,
+    derive_seed,
+    preset,
+)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_valid_and_share_the_published_settings(name):
+    config = preset(name)
+    shared = dict(num_envs=64, num_steps=256, num_epochs=3, num_minibatches=8, learning_rate=5e-4, gamma=0.999,
+                  gae_lambda=0.95, clip_range=0.2, entropy_coef=0.01, value_coef=0.5, max_grad_norm=0.5)  # fmt: skip
+    assert {field: getattr(config, field) for field in shared} == shared
+
+
+def test_paper_preset_is_the_published_protocol():
+    config = preset("paper")
+    assert (config.num_levels, config.total_steps, config.distribution_mode) == (200, 25_000_000, "easy")
+    assert config.use_backgrounds and not config.restrict_themes and not config.recurrent
+
+
+@given(
+    num_levels=st.integers(0, 100_000),
+    seed=st.integers(0, LEVEL_LIMIT - 1),
+    gamma=st.floats(0, 1),
+    recurrent=st.booleans(),
+    learning_rate=st.floats(1e-8, 1),
+)
+def test_json_both_ways(**fields):
+    config = PPOConfig(**fields)
+    assert PPOConfig.from_json(config.to_json()) == config
+    assert set(json.loads(config.to_json())) == set(FIELD_TYPES)
+
+
+@given(start=st.integers(0, LEVEL_LIMIT // 2), count=st.integers(1, LEVEL_LIMIT // 2 - 1))
+def test_unseen_levels_never_touch_training_levels(start, count):
+    config = PPOConfig(start_level=start, num_levels=count)
+    train, unseen = config.train_levels, config.unseen_levels
+    assert train == (start, count)
+    assert unseen[0] == start + count and unseen[1] >= 1 and sum(unseen) == LEVEL_LIMIT
+
+
+def test_unlimited_training_leaves_levels_unseen():
+    config = PPOConfig(num_levels=0)
+    assert sum(config.train_levels) == config.unseen_levels[0]
+    assert config.unseen_levels[1] == UNSEEN_RESERVE
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"env_name": "starpilto"}, "did you mean 'starpilot'"),
+        ({"distribution_mode": "medium"}, "distribution_mode"),
+        ({"gama": 0.9}, "did you mean 'gamma'"),
+        ({"gamma": 1.5}, "between 0 and 1"),
+        ({"gamma": float("nan")}, "between 0 and 1"),
+        ({"learning_rate": 0}, "above 0"),
+        ({"learning_rate": float("inf")}, "above 0"),
+        ({"clip_range": 1.0}, "between 0 and 1"),
+        ({"entropy_coef": -0.1}, "0 or more"),
+        ({"max_grad_norm": 0}, "above 0"),
+        ({"num_envs": 0}, "at least 1"),
+        ({"total_steps": -5}, "at least 1"),
+        ({"num_levels": -1}, "from 0 to"),
+        ({"start_level": 2**31}, "from 0 to"),
+        ({"start_level": 2**31 - 10, "num_levels": 100}, "unseen levels remain"),
+        ({"start_level": 5, "num_levels": 0}, "leave start_level at 0"),
+        ({"num_minibatches": 7}, "try 8"),
+        ({"sequence_length": 30}, "try 32"),
+        ({"eval_interval": -2}, "eval_interval"),
+        ({"device": "gpu"}, "device must be"),
+        ({"device": "cuda:x"}, "device must be"),
+        ({"precision": "half"}, "precision must be"),
+        ({"num_envs": 2.5}, "whole number"),
+        ({"num_envs": "many"}, "whole number"),
+        ({"recurrent": 1}, "true or false"),
+        ({"seed": True}, "whole number"),
+    ],
+)
+def test_bad_values_get_one_sentence(fields, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        PPOConfig.from_dict(fields)
+    assert "\n" not in str(caught.value)
+
+
+def test_suggested_divisors_are_accepted():
+    assert PPOConfig(num_minibatches=8, sequence_length=32, num_envs=64)
+    assert PPOConfig(recurrent=False, sequence_length=30)  # without a GRU the length is not used
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'paper'"):
+        preset("papers")
+
+
+def test_broken_json_is_explained():
+    for text in ("{", "[1]"):
+        with pytest.raises(ConfigError):
+            PPOConfig.from_json(text)
+
+
+def test_whole_floats_count_as_integers_and_configs_are_frozen():
+    config = PPOConfig(total_steps=1e6)
+    assert config.total_steps == 1_000_000 and isinstance(config.total_steps, int)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1
+
+
+def test_updates_reach_total_steps():
+    config = PPOConfig(total_steps=1_000_000)
+    assert config.num_updates == 62 and 62 * config.batch_size >= 1_000_000 > 61 * config.batch_size
+
+
+def test_derived_seeds_differ_by_path_and_repeat():
+    seeds = {derive_seed(s, *path) for s in (0, 1) for path in (("train", 0), ("train", 1), ("unseen",), ("weights",))}
+    assert len(seeds) == 8 and all(0 <= seed < LEVEL_LIMIT for seed in seeds)
+    assert derive_seed(3, "train", 1) == derive_seed(3, "train", 1)

@@ -1,0 +1,109 @@
+"""The encoder and the GRU core: shapes, counts, initialisation, and resets."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ppo_lib.model import FEATURES, GRUCore, ImpalaBlock, ImpalaEncoder, ResidualBlock, orthogonal_init
+
+
+def test_residual_skip_carries_x_not_relu_of_x():
+    block = ResidualBlock(4)
+    for parameter in block.parameters():
+        nn.init.zeros_(parameter)
+    x = torch.randn(2, 4, 8, 8)
+    torch.testing.assert_close(block(x), x, rtol=0, atol=0)
+
+
+def test_block_halves_and_rounds_up():
+    assert ImpalaBlock(3, 16)(torch.zeros(1, 3, 64, 64)).shape == (1, 16, 32, 32)
+    assert ImpalaBlock(3, 16)(torch.zeros(1, 3, 7, 9)).shape == (1, 16, 4, 5)
+
+
+@pytest.mark.parametrize("width_scale", [1, 2])
+@pytest.mark.parametrize("obs_shape", [(64, 64, 3), (9, 7, 1)])
+def test_encoder_features(width_scale, obs_shape):
+    encoder = ImpalaEncoder(obs_shape, width_scale)
+    features = encoder(torch.randint(0, 256, (5, *obs_shape), dtype=torch.uint8))
+    assert features.shape == (5, FEATURES) and features.dtype == torch.float32
+    assert (features >= 0).all()
+
+
+def test_encoder_scales_bytes_to_unit_range_and_reads_channels_last():
+    encoder = ImpalaEncoder()
+    seen = {}
+    encoder.blocks.register_forward_pre_hook(lambda _, args: seen.update(x=args[0]))
+    obs = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    encoder(obs)
+    torch.testing.assert_close(seen["x"], obs.permute(0, 3, 1, 2) / 255)
+    assert seen["x"].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_orthogonal_init_reaches_every_weight():
+    model = nn.ModuleDict({"encoder": ImpalaEncoder(), "core": GRUCore(), "head": nn.Linear(FEATURES, 15)})
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 7.0)
+    orthogonal_init(model, gain=1.5)
+    for name, parameter in model.named_parameters():
+        if "bias" in name:
+            assert (parameter == 0).all(), name
+            continue
+        gates = parameter.detach().chunk(3) if ".gru." in name else [parameter.detach().flatten(1)]
+        gain = 1.0 if ".gru." in name else 1.5
+        for matrix in gates:
+            singular = torch.linalg.svdvals(matrix)
+            torch.testing.assert_close(singular, torch.full_like(singular, gain), rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_default_gain_suits_relu():
+    layer = nn.Linear(64, 64)
+    orthogonal_init(layer)
+    assert torch.linalg.svdvals(layer.weight.detach()).mean().item() == pytest.approx(math.sqrt(2), rel=1e-4)
+
+
+@pytest.fixture
+def core():
+    torch.manual_seed(0)
+    return GRUCore(8)
+
+
+def test_gru_without_resets_equals_torch(core):
+    x, state = torch.randn(7, 3, 8), torch.randn(3, 8)
+    outputs, last = core(x, state, torch.zeros(7, 3, dtype=torch.bool))
+    expected, expected_last = core.gru(x, state.unsqueeze(0))
+    torch.testing.assert_close(outputs, expected)
+    torch.testing.assert_close(last, expected_last[0])
+
+
+def test_gru_gradients_equal_torch(core):
+    x, state = torch.randn(5, 2, 8), torch.randn(2, 8)
+    core(x, state, torch.zeros(5, 2, dtype=torch.bool))[0].square().sum().backward()
+    ours = [p.grad.clone() for p in core.parameters()]
+    core.zero_grad()
+    core.gru(x, state.unsqueeze(0))[0].square().sum().backward()
+    torch.testing.assert_close(ours, [p.grad for p in core.parameters()])
+
+
+def test_gru_reset_starts_afresh_before_its_step(core):
+    x, state = torch.randn(6, 2, 8), torch.randn(2, 8)
+    reset = torch.zeros(6, 2, dtype=torch.bool)
+    reset[0, 1] = reset[3, 0] = True
+    outputs, _ = core(x, state, reset)
+    first, _ = core.gru(x[:3, :1], state[None, :1])
+    second, _ = core.gru(x[3:, :1], torch.zeros(1, 1, 8))
+    other, _ = core.gru(x[:, 1:], torch.zeros(1, 1, 8))
+    torch.testing.assert_close(outputs, torch.cat([torch.cat([first, second]), other], dim=1))
+
+
+def test_gru_one_sequence_equals_single_steps(core):
+    x, reset = torch.randn(9, 4, 8), torch.rand(9, 4) < 0.3
+    state = start = torch.randn(4, 8)
+    steps = []
+    for t in range(9):
+        output, state = core(x[t : t + 1], state, reset[t : t + 1])
+        steps.append(output)
+    outputs, last = core(x, start, reset)
+    torch.testing.assert_close(outputs, torch.cat(steps))
+    torch.testing.assert_close(last, state)

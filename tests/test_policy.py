@@ -1,0 +1,75 @@
+"""ActorCritic and action sampling."""
+
+import math
+
+import pytest
+import torch
+
+from ppo_lib.policy import ActorCritic, sample_actions
+
+
+@pytest.mark.parametrize(("recurrent", "count"), [(False, 626_256), (True, 1_021_008)])
+def test_parameter_counts(recurrent, count):
+    assert sum(p.numel() for p in ActorCritic(recurrent=recurrent).parameters()) == count
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_step_and_sequence_agree(recurrent):
+    policy = ActorCritic(recurrent=recurrent, obs_shape=(8, 8, 3), seed=0)
+    obs = torch.randint(0, 256, (5, 3, 8, 8, 3), dtype=torch.uint8)
+    reset = torch.rand(5, 3) < 0.3
+    start = torch.randn(3, policy.state_size)
+    logits, values, last = policy(obs, start, reset)
+    assert logits.shape == (5, 3, 15) and values.shape == (5, 3) and last.shape == (3, policy.state_size)
+    state = start
+    for t in range(5):
+        step_logits, step_values, state = policy(obs[t], state, reset[t])
+        torch.testing.assert_close(step_logits, logits[t])
+        torch.testing.assert_close(step_values, values[t])
+    torch.testing.assert_close(state, last)
+
+
+def test_first_policy_is_almost_uniform():
+    policy = ActorCritic(seed=1)
+    obs = torch.randint(0, 256, (16, 64, 64, 3), dtype=torch.uint8)
+    logits, _, _ = policy(obs, policy.initial_state(16), torch.ones(16, dtype=torch.bool))
+    entropy = torch.distributions.Categorical(logits=logits).entropy()
+    assert (math.log(15) - entropy).max() < 0.01
+
+
+def test_head_gains():
+    policy = ActorCritic(seed=0)
+    assert torch.linalg.svdvals(policy.actor.weight.detach()).max().item() == pytest.approx(0.01, rel=1e-3)
+    assert policy.critic.weight.norm().item() == pytest.approx(1.0, rel=1e-3)
+
+
+def test_seed_fixes_weights_and_leaves_the_global_generator_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first, second = ActorCritic(seed=2).state_dict(), ActorCritic(seed=2).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert torch.equal(torch.rand(3), expected)
+    other = ActorCritic(seed=3).state_dict()
+    assert not torch.equal(first["actor.weight"], other["actor.weight"])
+
+
+def test_bf16_encoder_keeps_the_rest_in_float32():
+    policy = ActorCritic(seed=0)
+    obs = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8)
+    args = (obs, policy.initial_state(4), torch.zeros(4, dtype=torch.bool))
+    _, exact, _ = policy(*args)
+    policy.autocast_dtype = torch.bfloat16
+    logits, values, state = policy(*args)
+    assert logits.dtype == values.dtype == state.dtype == torch.float32
+    assert all(p.dtype == torch.float32 for p in policy.parameters())
+    assert 0 < (values - exact).abs().max() < 0.1
+
+
+def test_samples_follow_the_distribution():
+    probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0])
+    generator = torch.Generator().manual_seed(0)
+    draws = sample_actions(probabilities.log().expand(40_000, 5), generator)
+    frequencies = draws.bincount(minlength=5) / len(draws)
+    torch.testing.assert_close(frequencies, probabilities, atol=0.01, rtol=0)
+    assert frequencies[4] == 0
