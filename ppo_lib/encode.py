@@ -1,0 +1,185 @@
+"""Frames to an H.264 mp4 that every browser plays, and from there to a poster, a GIF or an HTML tag.
+
+- ffmpeg comes with imageio-ffmpeg: nothing to install on the system.
+- Frames are streamed to a nearly lossless temporary file; the final encoding repeats from it, a little coarser each
+  time, until the film fits its size limit.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import UserError
+
+_LAST_CRF = 51  # the coarsest that H.264 knows
+
+
+def write_video(
+    frames: Iterable[NDArray[np.uint8]], path: str | Path, *, fps: float = 15, max_bytes: int = 1_000_000, crf: int = 24
+) -> Path:
+    """Encode frames [H, W, 3] (uint8, H and W even, all alike) as H.264 mp4 of at most max_bytes; returns its path.
+
+    crf: the quality to start from (lower is better). The file appears only when it is complete. Raises UserError for
+    no frames, odd sizes, a path that can't be written, and a film that doesn't fit at the lowest quality.
+    """
+    path = Path(path)
+    if path.suffix != ".mp4":
+        raise UserError(f"A film is an .mp4 file: write to {path.with_suffix('.mp4')} instead of {path}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".film") as folder:
+            master, draft = Path(folder, "master.mkv"), Path(folder, "draft.mp4")
+            _stream(frames, master, fps)
+            while True:
+                _run("-i", master, "-c:v", "libx264", "-preset", "medium", "-tune", "animation", "-crf", str(crf),
+                     "-pix_fmt", "yuv420p", "-movflags", "+faststart", "-an", draft)  # fmt: skip
+                size = draft.stat().st_size
+                if size <= max_bytes:
+                    break
+                if crf == _LAST_CRF:
+                    raise UserError(f"The film needs {size:,} bytes, more than {max_bytes:,}: make it shorter.")
+                # six steps of crf halve the size, roughly
+                crf = min(_LAST_CRF, crf + max(1, math.ceil(6 * math.log2(size / max_bytes))))
+            os.replace(draft, path)
+    except OSError as error:
+        raise UserError(f"The film {path} can't be written ({error.strerror}): choose another folder.") from None
+    return path
+
+
+def write_poster(film: str | Path, path: str | Path, second: float | None = None) -> Path:
+    """Save one frame of a film as PNG or JPEG; default: the one at 40% of its length."""
+    at = 0.4 * film_facts(film)["duration"] if second is None else second
+    _run("-ss", f"{at:.3f}", "-i", _existing(film), "-frames:v", "1", path)
+    return Path(path)
+
+
+def write_gif(
+    film: str | Path,
+    path: str | Path,
+    *,
+    width: int = 640,
+    fps: float = 7.5,
+    seconds: float = 8,
+    max_bytes: int = 2_000_000,
+) -> Path:
+    """Save the first seconds of a film as GIF for pages that show no video; narrower until it fits max_bytes."""
+    path = Path(path)
+    while True:
+        chain = (f"fps={fps},scale={width}:-2:flags=lanczos,split[a][b];[a]palettegen=max_colors=96:stats_mode=diff[p];"
+                 "[b][p]paletteuse=dither=none:diff_mode=rectangle")  # fmt: skip
+        _run("-t", f"{seconds}", "-i", _existing(film), "-filter_complex", chain, "-loop", "0", path)
+        if path.stat().st_size <= max_bytes:
+            return path
+        if width <= 160:
+            path.unlink()
+            raise UserError(f"A GIF of {film} doesn't fit {max_bytes:,} bytes: take fewer seconds.")
+        width = int(width * 0.8) // 2 * 2
+
+
+def film_facts(film: str | Path) -> dict:
+    """codec, pix_fmt, size (W, H), fps and duration (s) of a film, as ffmpeg reads them."""
+    reader = imageio_ffmpeg.read_frames(str(_existing(film)))
+    try:
+        return next(reader)
+    finally:
+        reader.close()
+
+
+def video_tag(film: str | Path) -> str:
+    """An HTML <video> that holds the whole film and a still picture (data URIs): it needs no other file.
+
+    Where a page shows no video, as GitHub's view of notebooks, the still picture stands in its place.
+    """
+    film = _existing(film)
+    with tempfile.TemporaryDirectory() as folder:
+        still = base64.b64encode(write_poster(film, Path(folder, "still.jpg")).read_bytes()).decode()
+    data = base64.b64encode(film.read_bytes()).decode()
+    width, height = film_facts(film)["size"]
+    picture = f"data:image/jpeg;base64,{still}"
+    return (
+        f'<video controls loop muted playsinline preload="metadata" width="{width}" height="{height}" '
+        f'style="width:100%;max-width:{width}px;height:auto" poster="{picture}">'
+        f'<source src="data:video/mp4;base64,{data}" type="video/mp4">'
+        f'<img src="{picture}" alt="A frame of the film {film.name}" style="width:100%"></video>'
+    )
+
+
+def show_film(film: str | Path) -> object:
+    """The film as an output of a notebook cell (Colab, JupyterLab, Notebook, VS Code), stored inside the notebook."""
+    from IPython.display import HTML  # only notebooks have it
+
+    return HTML(video_tag(film))
+
+
+def _existing(film: str | Path) -> Path:
+    film = Path(film)
+    if not film.is_file():
+        raise UserError(f"There is no film {film}: make it with `python -m ppo_lib video RUN`.")
+    return film
+
+
+def _stream(frames: Iterable[NDArray[np.uint8]], path: Path, fps: float) -> None:
+    """Pipe frames into ffmpeg."""
+    process = None
+    with tempfile.TemporaryFile() as log:
+        try:
+            for frame in frames:
+                height, width, _ = frame.shape
+                if process is None:
+                    if height % 2 or width % 2:
+                        raise UserError(f"H.264 needs an even width and height, not {width} x {height}.")
+                    source = (
+                        "-f",
+                        "rawvideo",
+                        "-pix_fmt",
+                        "rgb24",
+                        "-s",
+                        f"{width}x{height}",
+                        "-r",
+                        f"{fps}",
+                        "-i",
+                        "-",
+                    )
+                    master = ("-c:v", "libx264", "-preset", "ultrafast", "-crf", "8", "-pix_fmt", "yuv420p", path)
+                    process = subprocess.Popen(_command(*source, *master), stdin=subprocess.PIPE, stderr=log)
+                process.stdin.write(np.ascontiguousarray(frame).data)  # type: ignore[union-attr]
+        except BrokenPipeError:
+            pass  # ffmpeg gave up: its log says why
+        except BaseException:
+            if process is not None:
+                process.kill()
+                process.communicate()
+            raise
+        if process is None:
+            raise UserError("A film needs at least one frame.")
+        process.communicate()
+        log.seek(0)
+        _check(process.returncode, log.read())
+
+
+def _command(*arguments: str | Path) -> list[str]:
+    return [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *map(str, arguments)]
+
+
+def _run(*arguments: str | Path) -> None:
+    """Run ffmpeg on files."""
+    done = subprocess.run(_command(*arguments), stdin=subprocess.DEVNULL, capture_output=True)
+    _check(done.returncode, done.stderr)
+
+
+def _check(returncode: int, log: bytes) -> None:
+    if returncode:
+        reason = log.decode(errors="replace").strip().splitlines() or [f"exit code {returncode}"]
+        if any("No space left" in line for line in reason):
+            raise UserError("The disk is full: free some space and make the film again.")
+        raise UserError(f"ffmpeg could not make the film: {reason[-1]}")

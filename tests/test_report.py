@@ -1,0 +1,131 @@
+"""The report: right numbers, self-contained, and made from whatever a run has."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_runs import make_run
+
+from ppo_lib import stats
+from ppo_lib.config import UserError, preset
+from ppo_lib.encode import write_video
+from ppo_lib.report import command_of, write_report
+from ppo_lib.runs import load_run, summarize_run
+
+
+class Tags(HTMLParser):
+    """Collects the tags and the text of a page."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.text = ""
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+
+def check_self_contained(page: Path) -> None:
+    for _, attributes in Tags(page).tags:
+        for name in ("src", "href", "poster", "srcset"):
+            assert attributes.get(name, "data:").startswith("data:")
+    assert not re.search(r"https?://|url\(|@import", page.read_text(encoding="utf-8"))
+
+
+def test_report_of_a_run(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "results" / "quick")
+    frames = (np.full((64, 96, 3), 8 * i, np.uint8) for i in range(20))
+    write_video(frames, tmp_path / "videos" / "quick.mp4")
+    page = write_report(folder)
+    assert page == folder / "report.html"
+    for name in ("learning_curve", "train_vs_unseen", "return_by_level", "diagnostics"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    check_self_contained(page)
+    tags = Tags(page)
+    assert tags.count("video") == 1
+    assert tags.count("img") == 5  # four figures and the film's still picture
+    assert all(attributes.get("alt") for tag, attributes in tags.tags if tag == "img")
+    assert any(attributes.get("name") == "viewport" for tag, attributes in tags.tags if tag == "meta")
+    assert page.stat().st_size < 2_000_000
+
+
+def test_numbers_are_those_of_the_csv(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "quick")
+    text = Tags(write_report(folder)).text
+    # genfromtxt adds an underscore to names that are Python's own words
+    rows = np.genfromtxt(folder / "evaluation.csv", delimiter=",", names=True, dtype=None, encoding="utf-8")
+    last = rows[rows["steps"] == rows["steps"].max()]
+    train, unseen = (last["return_"][last["split"] == split].astype(float) for split in ("train", "unseen"))
+    for returns in (train, unseen):
+        low, high = stats.bootstrap_ci(returns)
+        assert f"{returns.mean():.2f}95%: {low:.2f} to {high:.2f}" in text  # tile
+        assert f"{returns.mean():.2f} [{low:.2f}, {high:.2f}]" in text  # table
+    assert str(stats.generalization_gap(train, unseen)) in text
+    assert f"{stats.interquartile_mean(unseen):.2f}" in text
+    assert f"{(unseen.mean() - 2.5) / 61.5:.2f}" in text
+    assert "random agent1.5" in text
+
+
+def test_report_of_an_unfinished_run(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "new")
+    (folder / "evaluation.csv").unlink()
+    tags = Tags(write_report(folder))
+    assert "Not evaluated yet" in tags.text and "No film yet" in tags.text
+    assert tags.count("img") == 2
+    (folder / "metrics.csv").unlink()
+    assert Tags(write_report(folder)).count("img") == 0
+
+
+def test_report_of_several_runs(tmp_path: Path) -> None:
+    folders = [
+        make_run(tmp_path / "a", seed=0),
+        make_run(tmp_path / "b", seed=1),
+        make_run(tmp_path / "c", num_levels=200),
+    ]
+    page = write_report(folders)
+    assert page == tmp_path / "report.html"
+    check_self_contained(page)
+    text = Tags(page).text
+    assert "a (2 seeds)" in text and "c" in text
+    assert (tmp_path / "report_levels_curve.png").exists()
+    other = write_report(folders, tmp_path / "sub" / "compare.html")
+    assert other.exists() and str(summarize_run(folders[2]).unseen.mean) in Tags(other).text
+
+
+def test_a_game_without_published_score(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "maze", env_name="maze", distribution_mode="memory")
+    text = Tags(write_report(folder)).text
+    assert "0 to 1" not in text and "random agent" not in text
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    page = write_report(make_run(tmp_path / "<script>alert(1)<"))
+    assert Tags(page).count("script") == 0
+
+
+def test_wrong_folders(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="folder of a run"):
+        write_report(tmp_path)
+    with pytest.raises(UserError, match="needs a run"):
+        write_report([])
+
+
+def test_command_repeats_the_run(tmp_path: Path) -> None:
+    config = preset("paper", seed=3, total_steps=1_000_000, normalize_reward=False)
+    words = shlex.split(command_of(config, "mine"))
+    assert words[3:8] == ["train", "--preset", "paper", "--run", "mine"]
+    assert set(words[8:]) == {"--seed", "3", "--total-steps", "1000000", "--no-normalize-reward"}
+    assert command_of(preset("quick"), "x") == "python -m ppo_lib train --preset quick --run x"
+    assert command_of(load_run(make_run(tmp_path / "r")).config, "r").endswith("--run r")
