@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from .config import FIELD_TYPES, PRESETS, ConfigError, PPOConfig, UserError, preset
+from .config import FIELD_TYPES, PRESETS, PPOConfig, UserError, preset
 
 Options = argparse.Namespace
 
@@ -208,7 +208,7 @@ def _add_field(parser: argparse.ArgumentParser, name: str, default: object) -> N
             return float(text) if kind is int and re.fullmatch(r"\d+(\.\d+)?e\d+", text) else kind(text)
         except ValueError:
             words = "a whole number" if kind is int else "a number"
-            raise ConfigError(f"{flag} must be {words}, not '{text}'.") from None
+            raise UserError(f"{flag} must be {words}, not '{text}'.") from None
 
     parser.add_argument(flag, type=parse, default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=f"{default}")
 

@@ -71,7 +71,7 @@ class Trainer:
         self, config: PPOConfig, run_dir: Path, *, resume: bool = False, overlap: bool = True, progress: bool = True
     ) -> None:
         self.config, self.run_dir, self.overlap = config, Path(run_dir), overlap
-        checkpoint = self._open_run(resume)
+        checkpoint = self._find_checkpoint(resume)
         self.hardware = configure(config, checkpoint and checkpoint["precision"])
         policy = ActorCritic(
             recurrent=config.recurrent, width_scale=config.width_scale, seed=derive_seed(config.seed, "weights")
@@ -94,6 +94,7 @@ class Trainer:
         self._go.set()
         if checkpoint:
             self.load_state_dict(checkpoint)
+        self._make_folder()
         self.logger = Logger(self.run_dir, config.num_updates * config.batch_size, self.steps, progress)
         keep_rows(self.run_dir / "evaluation.csv", EVALUATION_COLUMNS, self.steps)
         self.logger.message(f"{self.run_dir.name}: {self.hardware.reason}")
@@ -108,7 +109,8 @@ class Trainer:
     def train(self, on_update: Callable[[dict[str, float]], None] | None = None) -> bool:
         """Run until total_steps. on_update gets each update's metrics. Returns False if it was stopped before the end.
 
-        Ctrl-C and SIGTERM save and then raise KeyboardInterrupt.
+        Ctrl-C and SIGTERM save and then raise KeyboardInterrupt. Raises DivergedError (see PPO.optimize), and
+        UserError if the disk is full; in both cases the last checkpoint is kept.
         """
         try:
             with _sigterm_as_interrupt():
@@ -127,6 +129,8 @@ class Trainer:
             if isinstance(stop, KeyboardInterrupt):
                 raise
             return False
+        except OSError as error:
+            raise write_error(error, self.run_dir) from None
         return True
 
     def update(self) -> dict[str, float]:
@@ -297,33 +301,32 @@ class Trainer:
 
     # --- setting up ------------------------------------------------------------------------------------------------
 
-    def _open_run(self, resume: bool) -> dict[str, object] | None:
-        """Make the run's folder, or load its checkpoint to resume from."""
-        config_path = self.run_dir / "config.json"
+    def _find_checkpoint(self, resume: bool) -> dict[str, object] | None:
+        """The checkpoint to resume from, or None for a new run, whose folder must not exist."""
         if not resume:
-            if config_path.exists():
+            if (self.run_dir / "config.json").exists():
                 raise UserError(
                     f"The run {self.run_dir} exists; go on with --resume, or choose another name with --run."
                 )
-            try:
-                self.run_dir.mkdir(parents=True, exist_ok=True)
-                config_path.write_text(self.config.to_json())
-            except OSError as error:
-                raise write_error(error, self.run_dir) from None
             return None
         checkpoint = load_checkpoint(self.run_dir)
         saved = PPOConfig.from_dict(checkpoint["config"])
-        changed = [n for n, v in self.config.to_dict().items() if v != getattr(saved, n) and n not in FREE_TO_CHANGE]
-        if self.config.total_steps != saved.total_steps and saved.anneal_lr:
-            changed.append("total_steps")
+        free = FREE_TO_CHANGE if not saved.anneal_lr else FREE_TO_CHANGE[1:]
+        changed = [n for n, v in self.config.to_dict().items() if v != getattr(saved, n) and n not in free]
         if changed:
             differences = ", ".join(f"{n} {getattr(saved, n)} -> {getattr(self.config, n)}" for n in changed)
             raise UserError(
                 f"The run {self.run_dir} was started with another config ({differences}); resume it without these "
                 "changes, or start a new run with another --run name."
             )
-        config_path.write_text(self.config.to_json())
         return checkpoint
+
+    def _make_folder(self) -> None:
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            (self.run_dir / "config.json").write_text(self.config.to_json())
+        except OSError as error:
+            raise write_error(error, self.run_dir) from None
 
     def _make_halves(self, policy: ActorCritic) -> list[Half]:
         n = self.config.num_envs

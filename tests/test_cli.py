@@ -1,0 +1,229 @@
+"""The command line as a user meets it: whole runs on the real game, real kills, and every mistake explained."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ppo_lib.checkpoint import load_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = (
+    "--num-envs 4 --num-steps 16 --num-minibatches 2 --num-epochs 1 --sequence-length 8 --eval-episodes 2 "
+    "--checkpoint-interval 64 --device cpu --precision float32"
+).split()  # noqa: SIM905 (reads like the command that it is)
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def start(folder, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "ppo_lib", *map(str, arguments)],
+        cwd=folder, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def run(folder, *arguments):
+    process = start(folder, *arguments)
+    process.out, process.err = process.communicate(timeout=300)
+    return process
+
+
+def refused(folder, *arguments, words):
+    """Run and expect exit code 2 with one sentence, and a folder that stays as it was."""
+    before = snapshot(folder)
+    process = run(folder, *arguments)
+    assert process.returncode == 2, process.err
+    assert process.err.startswith("error: ") and process.err.count("\n") == 1, process.err
+    assert re.search(words, process.err), process.err
+    assert process.out == ""
+    assert snapshot(folder) == before
+
+
+def snapshot(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+
+
+def rows(path):
+    with open(path) as file:
+        return [{k: v for k, v in row.items() if "second" not in k} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder in which one tiny run was trained, evaluated, filmed and reported by one command."""
+    folder = tmp_path_factory.mktemp("project")
+    process = run(folder, "train", "--run", "first", "--total-steps", 128, "--finish", *TINY)
+    assert process.returncode == 0, process.err
+    folder.joinpath("stdout.txt").write_text(process.out)
+    folder.joinpath("stderr.txt").write_text(process.err)
+    return folder
+
+
+def test_train_finish_leaves_everything_and_says_where(project):
+    out = (project / "stdout.txt").read_text()
+    report, film = re.search(r"Report: (.*)", out)[1], re.search(r"Film: +(.*)", out)[1]
+    assert (project / report).stat().st_size > 10_000 and (project / film).stat().st_size < 1_000_000
+    folder = project / "results" / "first"
+    assert [int(row["steps"]) for row in rows(folder / "metrics.csv")] == [64, 128]
+    assert {row["split"] for row in rows(folder / "evaluation.csv")} == {"train", "unseen"}
+    assert (folder / "policy.pt").stat().st_size < 2.5e6
+    assert json.loads((folder / "config.json").read_text())["num_envs"] == 4
+    assert any(folder.glob("events.out.tfevents*")) and any(folder.glob("*.png"))
+
+
+def test_only_our_own_words_on_the_screen(project):
+    shown = (project / "stderr.txt").read_text() + (project / "stdout.txt").read_text()
+    assert not re.search(r"(?i)warning|deprecat|gym has been unmaintained|traceback", shown), shown
+
+
+def test_a_new_run_gets_a_name_of_its_own(project):
+    process = run(project, "train", "--total-steps", 64, "--eval-interval", -1, *TINY)
+    assert process.returncode == 0, process.err
+    assert re.search(r"Run: +results/quick-\d{8}-\d{6}", process.out)
+
+
+def test_evaluate_adds_episodes_and_prints_intervals(project):
+    folder = project / "results" / "first"
+    process = run(project, "evaluate", "first", "--episodes", 3)
+    assert process.returncode == 0, process.err
+    assert re.search(r"unseen levels: mean return .*\[.*\]", process.out) and "gap" in process.out
+    found = rows(folder / "evaluation.csv")
+    assert len(found) == 6 and {row["steps"] for row in found} == {"128"}
+    process = run(project, "evaluate", "first", "--episodes", 2, "--greedy")
+    assert process.returncode == 0 and len(rows(folder / "evaluation_greedy.csv")) == 4
+    assert len(rows(folder / "evaluation.csv")) == 6
+
+
+def test_video_and_report_commands(project):
+    for arguments in (("video", "first", "--levels", 2), ("report", "first")):
+        process = run(project, *arguments)
+        assert process.returncode == 0, process.err
+
+
+@pytest.mark.parametrize("recurrent", ["--recurrent", "--no-recurrent"])
+def test_sigkill_and_resume_equals_one_go(tmp_path, recurrent):
+    flags = [*TINY, recurrent, "--eval-interval", 128, "--total-steps", 384]
+    whole = run(tmp_path, "train", "--run", "whole", *flags)
+    assert whole.returncode == 0, whole.err
+
+    folder = tmp_path / "results" / "killed"
+    process = start(tmp_path, "train", "--run", "killed", *flags)
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert load_checkpoint(folder)["steps"] < 384
+
+    resumed = run(tmp_path, "train", "--run", "killed", "--resume")
+    assert resumed.returncode == 0, resumed.err
+    for name in ("metrics.csv", "evaluation.csv"):
+        assert rows(folder / name) == rows(tmp_path / "results" / "whole" / name)
+    one, other = (load_checkpoint(tmp_path / "results" / name)["ppo"]["policy"] for name in ("killed", "whole"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_saves_and_says_how_to_go_on(tmp_path, kind):
+    process = start(tmp_path, "train", "--run", "long", "--total-steps", 1_000_000, *TINY)
+    metrics = tmp_path / "results" / "long" / "metrics.csv"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") > 2) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(kind)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err, err
+    assert "--run long --resume" in out
+    steps = load_checkpoint(tmp_path / "results" / "long")["steps"]
+    assert f"{steps:,} of 1,000,000" in out
+    more = run(tmp_path, "train", "--run", "long", "--resume", "--total-steps", steps + 64, "--eval-interval", -1)
+    assert more.returncode == 0, more.err
+
+
+def test_a_finished_run_can_be_prolonged(project):
+    run(project, "train", "--run", "short", "--total-steps", 64, "--eval-interval", -1, *TINY)
+    process = run(project, "train", "--run", "short", "--resume", "--total-steps", 128)
+    assert process.returncode == 0, process.err
+    assert [int(row["steps"]) for row in rows(project / "results/short/metrics.csv")] == [64, 128]
+    assert json.loads((project / "results/short/config.json").read_text())["total_steps"] == 128
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("train --env-name starpilo", "did you mean 'starpilot'"),
+        ("train --preset papper", "did you mean 'paper'"),
+        ("train --gama 0.9", "did you mean --gamma"),
+        ("train --gamma 1.5", "between 0 and 1"),
+        ("train --num-envs many", "--num-envs must be a whole number, not 'many'"),
+        ("train --num-minibatches 7", "doesn't divide.*try 8"),
+        ("train --sequence-length 30", "doesn't divide.*try 32"),
+        ("train --run ../elsewhere", "name is made of letters"),
+        ("train --run first", "exists.*--resume"),
+        ("train --run first --resume --gamma 0.9", "gamma 0.999 -> 0.9"),
+        ("train --run first --resume --no-recurrent", "recurrent True -> False"),
+        ("train --resume", "give --run NAME"),
+        ("train --run frist --resume", "did you mean 'first'"),
+        ("train --results first.txt/results", "could not be written"),
+        ("train --precision fp16 --device cpu", "fp16 needs a GPU"),
+        ("evaluate nowhere", "There is no run 'nowhere'"),
+        ("evaluate first --episodes 0", "at least 1"),
+        ("evaluate first --unseen-levels 40 20", "overlap"),
+        ("video first --levels 3", "even number"),
+        ("report nowhere", "There is no run 'nowhere'"),
+        ("fly first", "invalid choice"),
+        ("", "COMMAND"),
+    ],
+)
+def test_mistakes_get_one_sentence_and_change_nothing(project, arguments, words):
+    (project / "first.txt").touch()
+    refused(project, *arguments.split(), words=words)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU whose absence is tested")
+def test_cuda_without_a_gpu(project):
+    refused(project, "train", "--device", "cuda", words="no CUDA GPU.*--device cpu")
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "foreign", "missing"])
+def test_a_ruined_checkpoint_offers_the_previous_one(project, how):
+    name = f"ruined-{how}"
+    process = run(project, "train", "--run", name, "--total-steps", 128, "--eval-interval", -1, *TINY)
+    assert process.returncode == 0, process.err
+    path = project / "results" / name / "checkpoint.pt"
+    if how == "missing":
+        path.unlink()
+    else:
+        path.write_bytes({"truncated": path.read_bytes()[:5000], "empty": b"", "foreign": b"PK nonsense"}[how])
+    refused(project, "train", "--run", name, "--resume", words="64 steps, is whole.*`mv .*previous")
+    process = run(project, "evaluate", name, "--episodes", 1)  # the policy is a file of its own
+    assert process.returncode == 0, process.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
+    run(tmp_path, "train", "--run", "full", "--total-steps", 64, "--eval-interval", -1, *TINY)
+    folder = tmp_path / "results" / "full"
+    before = (folder / "checkpoint.pt").read_bytes()
+    (folder / "checkpoint.tmp").symlink_to("/dev/full")
+    process = run(tmp_path, "train", "--run", "full", "--resume", "--total-steps", 128)
+    assert process.returncode == 2 and "disk is full" in process.err and "Traceback" not in process.err, process.err
+    assert (folder / "checkpoint.pt").read_bytes() == before
+    process = run(tmp_path, "train", "--run", "full", "--resume", "--total-steps", 128)
+    assert process.returncode == 0, process.err
+
+
+def test_a_diverging_run_stops_with_the_cause(tmp_path):
+    process = run(tmp_path, "train", "--run", "wild", "--total-steps", 6400, "--learning-rate", 1.0,
+                  "--max-grad-norm", 1e30, "--eval-interval", -1, *TINY, "--num-epochs", 4)  # fmt: skip
+    assert process.returncode == 2 and "diverged" in process.err and "Traceback" not in process.err, process.err
+    assert "lower --learning-rate" in process.err
