@@ -45,7 +45,7 @@ def level_gallery(config: PPOConfig, columns: int = 6, seeds: range | None = Non
     step = w.IntSlider(30, 0, 80, 10, description="time (game steps)")
 
     def figure() -> Figure:
-        fig, axes = new_figure(2, 1, height=2.35 * 6 / columns + 0.9)
+        fig, axes = new_figure(2, 1, height=10 / columns + 0.9)
         for axis, split in zip(axes, ("train", "unseen"), strict=True):
             levels = [getattr(config, f"{split}_levels")[0] + first.value + i for i in range(columns)]
             frames = [_level_frame(config, split, level, step.value) for level in levels]
@@ -123,7 +123,7 @@ def clip_explorer(epsilon: float = 0.2) -> Controls:
         axis.fill_between(ratio, -2, 2, where=flat, color="#E69F00", alpha=0.25, lw=0, label="no gradient")
         axis.plot([1], [sign], "o", color="#222222", ms=5, label="before the update (r = 1)")
         axis.set_ylim((-0.1, 2) if sign > 0 else (-2, 0.1))
-        axis.set_title(f"A = {sign:+d}: the action was {'better' if sign > 0 else 'worse'} than expected", fontsize=8.5)
+        axis.set_title(f"A = {sign:+d}: {'better' if sign > 0 else 'worse'} than expected", fontsize=9)
         label_axes(axis, "ratio r = new / old probability", "objective" if sign > 0 else "", size=9)
 
     def figure() -> Figure:
