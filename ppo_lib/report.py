@@ -121,8 +121,9 @@ def _page(runs: list[Run], figures: dict[str, bytes], videos: str | Path | None)
             parts.append(f"<p class=note>No film yet: <code>python -m ppo_lib video {escape(run.name)}</code></p>")
     parts.append('<div class="figures">')
     for name, figure in figures.items():
-        parts.append(f'<figure><img alt="{escape(_CAPTIONS[name])}" src="data:image/png;base64,{base64.b64encode(figure).decode()}">'
-                     f"<figcaption>{escape(_CAPTIONS[name])}</figcaption></figure>")  # fmt: skip
+        caption, data = escape(_CAPTIONS[name]), base64.b64encode(figure).decode()
+        image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+        parts.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
     parts.append("</div>")
     if any(summary.train or summary.unseen for summary in summaries.values()):
         parts += ["<h2>Numbers</h2>", _numbers(groups, summaries), _method(runs)]
@@ -138,7 +139,7 @@ def _headline(config: PPOConfig, summary: RunSummary, label: str, several: bool)
     """A sentence and the main numbers of one experiment."""
     heading = f"<h2>{escape(label)}</h2>" if several else ""
     levels = f"{config.num_levels} levels" if config.num_levels else "unlimited levels"
-    game = f"{config.env_name}, {config.distribution_mode}"
+    game = f"{config.distribution_mode} {config.env_name}"
     steps = f" for {format_steps(summary.steps)} steps" if summary.steps else ""
     text = f"<p class=lead>A PPO agent trained on {levels} of {game}{steps}"
     if summary.train is None or summary.unseen is None:

@@ -46,8 +46,8 @@ def noise(frames: int, height: int = 64, width: int = 96) -> Iterator[np.ndarray
 def test_write_video_is_h264_for_browsers(tmp_path: Path) -> None:
     path = encode.write_video(noise(30), tmp_path / "new" / "a.mp4")
     facts = encode.film_facts(path)
-    assert facts["codec"] == "h264" and facts["pix_fmt"].startswith("yuv420p")
-    assert tuple(facts["size"]) == (96, 64) and facts["fps"] == 15
+    assert facts["codec"] == "h264" and facts["pix_fmt"] == "yuv420p"
+    assert facts["size"] == (96, 64) and facts["fps"] == 15 and facts["duration"] == 2.0
     assert imageio_ffmpeg.count_frames_and_secs(str(path)) == (30, pytest.approx(2.0, abs=0.01))
     data = path.read_bytes()
     assert data.index(b"moov") < data.index(b"mdat")  # faststart: plays before it is loaded
@@ -73,6 +73,9 @@ def test_write_video_refuses_what_it_cannot_write(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="another folder"):
         encode.write_video(noise(2), tmp_path / "file" / "a.mp4")
+    (tmp_path / "text.mp4").write_text("no film")
+    with pytest.raises(UserError, match="make it again"):
+        encode.film_facts(tmp_path / "text.mp4")
     with pytest.raises(UserError, match="no film"):
         encode.video_tag(tmp_path / "absent.mp4")
 
