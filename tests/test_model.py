@@ -1,7 +1,5 @@
 """The encoder and the GRU core: shapes, counts, initialisation, and resets."""
 
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -57,10 +55,12 @@ def test_orthogonal_init_reaches_every_weight():
             torch.testing.assert_close(singular, torch.full_like(singular, gain), rtol=1e-4, atol=1e-4, msg=name)
 
 
-def test_default_gain_suits_relu():
-    layer = nn.Linear(64, 64)
-    orthogonal_init(layer)
-    assert torch.linalg.svdvals(layer.weight.detach()).mean().item() == pytest.approx(math.sqrt(2), rel=1e-4)
+def test_features_start_small():
+    """With gain sqrt(2) they would be about 8 (rms), and the first values as far off."""
+    encoder = ImpalaEncoder()
+    orthogonal_init(encoder)
+    features = encoder(torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8))
+    assert 0.05 < features.square().mean().sqrt() < 3
 
 
 @pytest.fixture
