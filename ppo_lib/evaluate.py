@@ -42,18 +42,22 @@ def evaluate(
     seed: int = 0,
     greedy: bool = False,
     levels: tuple[int, int] | None = None,
+    between_steps: Callable[[], None] = lambda: None,
 ) -> list[Episode]:
     """Play at least `episodes` complete episodes, the same number in each of at most 64 environments.
 
     split: "train" or "unseen"; levels: (first seed, count) instead of the config's, refused if "unseen" levels
-    overlap the training levels. Returns the episodes ordered by environment.
+    overlap the training levels; between_steps is called before each step, and what it raises ends the evaluation.
+    Returns the episodes ordered by environment.
     """
     quota = math.ceil(episodes / MAX_ENVS)
     num_envs = math.ceil(episodes / quota)
     env_seed = derive_seed(config.seed, "evaluate", split, seed)
     env = make_env(config, split, num_envs=num_envs, seed=env_seed, levels=levels)
     try:
-        return play(policy, env, quota, seed=derive_seed(env_seed, "actions"), greedy=greedy)
+        return play(
+            policy, env, quota, seed=derive_seed(env_seed, "actions"), greedy=greedy, between_steps=between_steps
+        )
     finally:
         env.close()
 
@@ -66,6 +70,7 @@ def play(
     *,
     seed: int = 0,
     greedy: bool = False,
+    between_steps: Callable[[], None] = lambda: None,
 ) -> list[Episode]:
     """Play `quota` episodes in every environment of a SAME_STEP vector environment with info["episode"]."""
     device = next(policy.parameters()).device
@@ -78,6 +83,7 @@ def play(
     reset = torch.ones(env.num_envs, dtype=torch.bool, device=device)
     playing = torch.arange(env.num_envs, device=device)
     while len(playing):
+        between_steps()
         # environments that are through keep stepping, unwatched: the network is spared them
         logits, _, state[playing] = policy(torch.from_numpy(obs).to(device)[playing], state[playing], reset[playing])
         action[playing] = logits.argmax(-1) if greedy else sample_actions(logits, generator)

@@ -3,7 +3,7 @@
 - `ppo_loss` is the clipped objective of the paper (1707.06347, equations 7 and 9), free of any state.
 - Gradients of micro-batches are averaged, not summed: their size changes speed and memory, never the result.
 - Diagnostics are means over all minibatches of all epochs, gathered on the device and read once an update.
-- Learning rate, clip range and entropy coefficient are plain attributes: a notebook may move them between updates.
+- Learning rate, clip range and entropy coefficient are plain attributes: a notebook may move them while it trains.
 """
 
 from __future__ import annotations
@@ -125,8 +125,6 @@ class PPO:
         Returns the diagnostics of `ppo_loss`, grad_norm (before clipping) and explained_variance.
         Raises DivergedError if any of them is not finite.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
         rows = []
         for _ in range(self.config.num_epochs):
             for batch in storage.minibatches(self.config.num_minibatches, self.batch_generator):
@@ -140,6 +138,8 @@ class PPO:
 
     def _gradient_step(self, batch: Batch) -> dict[str, Tensor]:
         """One Adam step on a minibatch, whose gradient is the mean over its micro-batches."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
         batch.advantage = normalize_advantage(batch.advantage)
         steps_per_unit = batch.action.numel() // len(batch.state)
         units = max(1, self.hardware.micro_batch // steps_per_unit)

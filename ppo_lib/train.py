@@ -215,11 +215,20 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Play eval_episodes on train and on unseen levels, append them to evaluation.csv, return the mean of each."""
-        means = {}
-        for split in SPLITS:
-            episodes = evaluate(self.policy, self.config, split, self.config.eval_episodes, seed=self.steps)
+        played = {
+            split: evaluate(
+                self.policy,
+                self.config,
+                split,
+                self.config.eval_episodes,
+                seed=self.steps,
+                between_steps=self._obey,
+            )
+            for split in SPLITS
+        }
+        for split, episodes in played.items():
             write_episodes(self.run_dir / "evaluation.csv", self.steps, split, episodes)
-            means[split] = float(np.mean([episode.return_ for episode in episodes]))
+        means = {split: float(np.mean([e.return_ for e in episodes])) for split, episodes in played.items()}
         self.logger.evaluation(self.steps, means)
         return means
 
