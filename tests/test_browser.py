@@ -60,10 +60,10 @@ def lab(project) -> Iterator[str]:
     folders = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime", "JUPYTERLAB_SETTINGS_DIR": "settings",
                "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython"}  # fmt: skip
     environment = {**os.environ, **{name: str(home / folder) for name, folder in folders.items()}, "PPO_SMOKE": "1"}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
-               "--ServerApp.port_retries=0", "--IdentityProvider.token=", f"--ServerApp.root_dir={project}"]  # fmt: skip
+    options = ["--no-browser", "--allow-root", f"--port={port}", "--ServerApp.port_retries=0"]
+    options += ["--IdentityProvider.token=", f"--ServerApp.root_dir={project}"]
     log = (project.parent / "lab.log").open("w")
-    server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], env=environment, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
         wait(lambda: answers(address), 60, "JupyterLab did not start")
