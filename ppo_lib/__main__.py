@@ -86,7 +86,10 @@ def evaluate(options: Options) -> None:
         )
         returns[split] = [episode.return_ for episode in episodes]
         summary = summarize(returns[split])
-        print(f"{split:>6} levels: mean return {summary.mean}, interquartile mean {summary.iqm}, {len(episodes)} games")
+        print(
+            f"{split:>6} levels, {len(episodes)} episodes: mean return {summary.mean}, interquartile mean {summary.iqm}"
+            + _normalised(summary.mean.value, config)
+        )
         if levels is None:
             name = "evaluation_greedy.csv" if options.greedy else "evaluation.csv"
             write_episodes(run_dir / name, steps, split, episodes)
@@ -109,6 +112,14 @@ def bench(options: Options) -> None:
 
     changes = {name: getattr(options, name) for name in FIELD_TYPES if name in options}
     bench(preset(options.preset or "paper", **changes), options.output)
+
+
+def _normalised(mean: float, config: PPOConfig) -> str:
+    from .stats import normalized_score
+
+    if config.distribution_mode not in ("easy", "hard"):  # no constants are published for the others
+        return ""
+    return f", normalised {normalized_score(mean, config.env_name, config.distribution_mode):.3f}"
 
 
 def _write_film(run_dir: Path, options: Options, levels: int) -> None:

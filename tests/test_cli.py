@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,13 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppo_lib.checkpoint import load_checkpoint
+from ppo_lib.__main__ import main
+from ppo_lib.checkpoint import load_checkpoint, load_policy
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = (
+TINY = shlex.split(
     "--num-envs 4 --num-steps 16 --num-minibatches 2 --num-epochs 1 --sequence-length 8 --eval-episodes 2 "
     "--checkpoint-interval 64 --device cpu --precision float32"
-).split()  # noqa: SIM905 (reads like the command that it is)
+)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
@@ -36,15 +39,21 @@ def run(folder, *arguments):
     return process
 
 
-def refused(folder, *arguments, words):
-    """Run and expect exit code 2 with one sentence, and a folder that stays as it was."""
-    before = snapshot(folder)
-    process = run(folder, *arguments)
-    assert process.returncode == 2, process.err
-    assert process.err.startswith("error: ") and process.err.count("\n") == 1, process.err
-    assert re.search(words, process.err), process.err
-    assert process.out == ""
-    assert snapshot(folder) == before
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """Run in this process and expect exit code 2 with one sentence, and a folder that stays as it was."""
+
+    def check(folder, *arguments, words):
+        before = snapshot(folder)
+        monkeypatch.chdir(folder)
+        assert main([str(argument) for argument in arguments]) == 2
+        shown = capsys.readouterr()
+        assert shown.err.startswith("error: ") and shown.err.count("\n") == 1, shown.err
+        assert re.search(words, shown.err), shown.err
+        assert shown.out == ""
+        assert snapshot(folder) == before
+
+    return check
 
 
 def snapshot(folder):
@@ -184,29 +193,32 @@ def test_a_finished_run_can_be_prolonged(project):
         ("", "COMMAND"),
     ],
 )
-def test_mistakes_get_one_sentence_and_change_nothing(project, arguments, words):
+def test_mistakes_get_one_sentence_and_change_nothing(project, refused, arguments, words):
     (project / "first.txt").touch()
     refused(project, *arguments.split(), words=words)
 
 
+def test_the_exit_code_reaches_the_shell(tmp_path):
+    process = run(tmp_path, "train", "--gama", 0.9)
+    assert process.returncode == 2 and process.err.count("\n") == 1 and process.out == ""
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU whose absence is tested")
-def test_cuda_without_a_gpu(project):
+def test_cuda_without_a_gpu(project, refused):
     refused(project, "train", "--device", "cuda", words="no CUDA GPU.*--device cpu")
 
 
 @pytest.mark.parametrize("how", ["truncated", "empty", "foreign", "missing"])
-def test_a_ruined_checkpoint_offers_the_previous_one(project, how):
+def test_a_ruined_checkpoint_offers_the_previous_one(project, refused, how):
     name = f"ruined-{how}"
-    process = run(project, "train", "--run", name, "--total-steps", 128, "--eval-interval", -1, *TINY)
-    assert process.returncode == 0, process.err
+    shutil.copytree(project / "results" / "first", project / "results" / name)
     path = project / "results" / name / "checkpoint.pt"
     if how == "missing":
         path.unlink()
     else:
         path.write_bytes({"truncated": path.read_bytes()[:5000], "empty": b"", "foreign": b"PK nonsense"}[how])
     refused(project, "train", "--run", name, "--resume", words="64 steps, is whole.*`mv .*previous")
-    process = run(project, "evaluate", name, "--episodes", 1)  # the policy is a file of its own
-    assert process.returncode == 0, process.err
+    assert load_policy(path.parent)[2] == 128  # the policy is a file of its own
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
