@@ -60,7 +60,7 @@ def make(*arguments: object) -> subprocess.CompletedProcess[str]:
 def pip_would_install(command: list[str], tmp_path: Path, project: bool = True) -> dict[str, str]:
     """Names and versions that a pip command would install: it is run to the end, but for the installing."""
     report = tmp_path / f"report{len(list(tmp_path.iterdir()))}.json"
-    done = run(*command, "--dry-run", "--report", report, timeout=280)
+    done = run(*command, "--dry-run", "--report", report, timeout=900)
     if any(
         word in done.stderr for word in ("NewConnectionError", "Name or service", "Temporary failure", "Retrying (")
     ):
