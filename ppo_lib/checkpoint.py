@@ -110,7 +110,9 @@ def write_error(error: OSError, path: Path) -> UserError:
 
 def _read(path: Path, kind: str) -> dict[str, object]:
     if not path.exists():
-        raise CheckpointError(f"There is no {path}; train this run first, or check its name.")
+        raise CheckpointError(
+            f"There is no {path.name} in {path.parent}; train this run, or start one of another name."
+        )
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path} is empty: it was cut off while being copied or written.")
     try:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checkpoint import load_checkpoint, save_checkpoint, save_policy, write_error
+from .checkpoint import CHECKPOINT, POLICY, PREVIOUS, load_checkpoint, save_checkpoint, save_policy, write_error
 from .config import PPOConfig, UserError, derive_seed
 from .envs import make_env
 from .evaluate import evaluate, write_episodes
@@ -318,6 +318,8 @@ class Trainer:
                     f"The run {self.run_dir} exists; go on with --resume, or choose another name with --run."
                 )
             return None
+        if not any((self.run_dir / name).exists() for name in (CHECKPOINT, PREVIOUS, POLICY)):
+            return None  # it was stopped before its first checkpoint: there is nothing to lose
         checkpoint = load_checkpoint(self.run_dir)
         saved = PPOConfig.from_dict(checkpoint["config"])
         free = FREE_TO_CHANGE if not saved.anneal_lr else FREE_TO_CHANGE[1:]

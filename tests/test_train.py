@@ -191,6 +191,25 @@ def test_a_run_that_exists_is_not_overwritten(tiny, trainer, tmp_path):
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
+def test_a_run_killed_before_its_first_checkpoint_starts_again(tiny, trainer, tmp_path):
+    trainer(tiny(), "whole").train()
+    killed = trainer(tiny(), "killed")
+    killed.update()
+    again = trainer(tiny(), "killed", resume=True)
+    assert again.steps == 0 and again.train()
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+
+
+def test_a_run_without_its_checkpoint_is_kept(tiny, trainer, tmp_path):
+    """As committed runs are: their policy is there, what a resume needs is not."""
+    trainer(tiny()).train()
+    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+        (tmp_path / "run" / name).unlink()
+    with pytest.raises(UserError, match=r"no checkpoint\.pt.*another name"):
+        trainer(tiny(), resume=True)
+    assert len(metrics(tmp_path / "run")) == 2
+
+
 def test_resume_with_another_config_is_refused(tiny, trainer):
     trainer(tiny()).train()
     with pytest.raises(UserError, match=r"gamma 0.999 -> 0.9"):
