@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -57,7 +58,7 @@ def make(*arguments: object) -> subprocess.CompletedProcess[str]:
     return run("make", *arguments, env={name: value for name, value in os.environ.items() if name not in quiet})
 
 
-def pip_would_install(command: list[str], tmp_path: Path, project: bool = True) -> dict[str, str]:
+def pip_would_install(command: list[str], tmp_path: Path) -> dict[str, str]:
     """Names and versions that a pip command would install: it is run to the end, but for the installing."""
     report = tmp_path / f"report{len(list(tmp_path.iterdir()))}.json"
     done = run(*command, "--dry-run", "--report", report, timeout=900)
@@ -181,6 +182,7 @@ def test_environment_yml_gives_what_these_tests_run_on(tmp_path: Path) -> None:
         pytest.skip("these tests run in an environment that `make setup` didn't make alone")
     requirements = tmp_path / "condaenv.txt"
     requirements.write_text("\n".join(CONDA_PIP) + "\n")
+    shutil.copy(ROOT / "constraints.txt", tmp_path)  # conda writes its file beside it, in the project's folder
     pip = [sys.executable, "-m", "pip", "install", "-qq", "--upgrade", "-r", str(requirements)]
     changes = pip_would_install(pip, tmp_path)
     ours = ("deeplearningppo", "moviepy", "proglog", "python-dotenv", "decorator", "opencv-python", "seaborn", "pandas")
