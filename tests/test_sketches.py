@@ -77,9 +77,23 @@ def test_groups_and_matrix_name_their_axes(done):
     assert unnamed(figure) == []
 
 
+def test_finish_and_note_write_words():
+    """Names of the axes, a legend where asked for, a text at a point."""
+    figure, [axis] = sketches.canvas()
+    axis.plot([1, 10], label="line")
+    sketches.finish(axis, "time (s)", "score", title="a title", legend=True, yscale="log")
+    sketches.note(axis, "here", 1, 10, up=3)
+    assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_title()) == ("time (s)", "score", "a title")
+    assert axis.get_yscale() == "log" and axis.texts[0].get_text() == "here"
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["line"]
+    assert unnamed(drawn(figure)) == []
+
+
 def test_table_writes_markdown():
     """Numbers to the right, words to the left, thousands with separators."""
-    text = sketches.table(["part", "parameters", "share"], [["GRU", 394752, 0.386628], ["heads", np.int64(4112), 0.004]]).data
+    text = sketches.table(
+        ["part", "parameters", "share"], [["GRU", 394752, 0.386628], ["heads", np.int64(4112), 0.004]]
+    ).data
     assert text.splitlines() == [
         "| part | parameters | share |",
         "| :--- | ---: | ---: |",
