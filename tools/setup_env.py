@@ -112,8 +112,9 @@ def complete(python: Path, folder: Path, extras: str, own: bool) -> None:
     if stamp.get("key") == key:
         return
     start = time.time()
-    version, _ = versions(python, [])
-    print(f"Setting up {folder} (Python {version}). The first time takes minutes: torch is large.", flush=True)
+    version, found = versions(python, ["torch"])
+    patience = "" if found else " The first time takes minutes: torch is large."
+    print(f"Setting up {folder} (Python {version}).{patience}", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         for command in commands(python, extras, own, Path(scratch)):
             if subprocess.run(command, cwd=ROOT, env={**os.environ, "PIP_ROOT_USER_ACTION": "ignore"}).returncode:
