@@ -77,10 +77,11 @@ def grid_map(policy: ActorCritic) -> tuple[np.ndarray, np.ndarray]:
 class Player:
     """Plays a toy task with a PPO agent and keeps the rollouts."""
 
-    def __init__(self, task: str, ppo: PPO, reward_scale: float = 1.0) -> None:
-        """reward_scale multiplies what the agent learns from, not what is reported."""
+    def __init__(self, task: str, ppo: PPO, reward_scale: float = 1.0, reward_noise: float = 0.0) -> None:
+        """The agent learns from rewards times reward_scale, plus normal noise of that std; raw returns are reported."""
         config, policy, n = ppo.config, ppo.policy, ppo.config.num_envs
         self.ppo, self.config, self.reward_scale = ppo, config, reward_scale
+        self.reward_noise, self.rng = reward_noise, np.random.default_rng(derive_seed(config.seed, "noise"))
         self.env = make_env(task, n, derive_seed(config.seed, "train"))
         self.normalizer = RewardNormalizer(n, config.gamma)
         length = config.sequence_length if config.recurrent else None
@@ -98,7 +99,8 @@ class Player:
             done = terminated | truncated
             if done.any():
                 returns.extend(info["episode"]["r"][done].tolist())
-            reward = reward * np.float32(self.reward_scale)
+            noise = self.reward_noise * self.rng.standard_normal(config.num_envs)
+            reward = (reward * self.reward_scale + noise).astype(np.float32)
             if config.normalize_reward:
                 reward = self.normalizer(reward, done)
             self.obs, self.reset = torch.from_numpy(obs), torch.from_numpy(done)
@@ -121,17 +123,18 @@ def train(
     *,
     policy: ActorCritic | None = None,
     reward_scale: float = 1.0,
+    reward_noise: float = 0.0,
 ) -> tuple[ActorCritic, dict[str, np.ndarray]]:
     """Train PPO on a toy task, on the CPU.
 
     prepare: gets the PPO object before the first update, to change what it likes; policy: default `tiny_policy`, or
-    any ActorCritic with obs_shape (8, 8, 3) and 4 actions; reward_scale: see Player.
+    any ActorCritic with obs_shape (8, 8, 3) and 4 actions; reward_scale, reward_noise: see Player.
     Returns the policy and a column for each diagnostic of PPO.optimize, beside "steps" and "return_mean": the mean
     return of the episodes that ended in the update; each [updates].
     """
     ppo = make_ppo(config, policy)
     prepare(ppo)
-    player, rows = Player(task, ppo, reward_scale), []
+    player, rows = Player(task, ppo, reward_scale, reward_noise), []
     for update in range(config.num_updates):
         storage, returns = player.collect()
         diagnostics = ppo.optimize(storage)
