@@ -1,6 +1,7 @@
-"""The command line: python -m ppo_lib train | evaluate | video | report | bench.
+"""The command line: python -m ppo_lib train | sweep | evaluate | video | report | bench.
 
 - Every config field is a flag of `train` with the field's name; a flag overrides the preset's value.
+  In `sweep` it takes one or several values.
 - Whatever a user can mend (UserError) becomes one sentence on stderr and exit code 2, without a traceback.
 - Modules load when their command runs, so that a mistyped flag is answered at once.
 """
@@ -63,6 +64,18 @@ def train(options: Options) -> int | None:
         _write_film(run_dir, options, levels=4)
         _write_report([run_dir])
     return 0
+
+
+def sweep(options: Options) -> int:
+    """Train a grid of runs: every config flag takes one or several values. The same command goes on after a stop."""
+    from .sweep import describe, plan, sweep
+
+    values = {name: getattr(options, name) for name in FIELD_TYPES if name in options}
+    runs = plan(options.results / _checked_name(options.sweep), options.preset or "quick", values)
+    if options.dry_run:
+        print(describe(runs))
+        return 0
+    return sweep(runs, options.engine, options.jobs)
 
 
 def evaluate(options: Options) -> None:
@@ -182,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
         if takes_config:
             sub.add_argument("--preset", metavar="NAME", help=f"{', '.join(PRESETS)} (default: {flags[0]})")
             for field in dataclasses.fields(PPOConfig):
-                _add_field(sub, field.name, field.default)
+                _add_field(sub, field.name, field.default, several=function is sweep)
         sub.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="folder of the runs")
         return sub
 
@@ -190,6 +203,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--run", metavar="NAME", help="name of the run (default: from preset and time)")
     sub.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
     sub.add_argument("--finish", action="store_true", help="afterwards write its film and its report")
+    sub = add(sweep, "quick", takes_config=True)
+    sub.add_argument("--sweep", metavar="NAME", required=True, help="folder of the runs in results/")
+    sub.add_argument("--engine", choices=("local", "ray"), default="local", help="this machine, or a Ray cluster")
+    sub.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs at a time on each GPU, or on the CPU")
+    sub.add_argument("--dry-run", action="store_true", help="list the runs and how far they are, and start nothing")
     sub = add(evaluate)
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("--episodes", type=_positive, default=256, metavar="N", help="complete episodes on each split")
@@ -207,21 +225,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_field(parser: argparse.ArgumentParser, name: str, default: object) -> None:
-    """A flag for a config field; it sets nothing unless given. PPOConfig checks the value's range."""
+def _add_field(parser: argparse.ArgumentParser, name: str, default: object, several: bool = False) -> None:
+    """A flag for a config field; it sets nothing unless given. PPOConfig checks the value's range.
+
+    several: it takes one or several values and sets a list; a bool's are true and false.
+    """
     flag, kind = f"--{name.replace('_', '-')}", FIELD_TYPES[name]
-    if kind is bool:
+    if kind is bool and not several:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS)
         return
 
     def parse(text: str) -> object:
+        if kind is bool:
+            if text.lower() not in ("true", "false"):
+                raise UserError(f"{flag} must be true or false, not '{text}'.")
+            return text.lower() == "true"
         try:
             return float(text) if kind is int and re.fullmatch(r"\d+(\.\d+)?e\d+", text) else kind(text)
         except ValueError:
             words = "a whole number" if kind is int else "a number"
             raise UserError(f"{flag} must be {words}, not '{text}'.") from None
 
-    parser.add_argument(flag, type=parse, default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=f"{default}")
+    parser.add_argument(flag, type=parse, default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=f"{default}",
+                        nargs="+" if several else None)  # fmt: skip
 
 
 def _positive(text: str) -> int:
