@@ -158,7 +158,7 @@ class TrainingPanel:
             return
         stop_all()
         atexit.unregister(stop_all)
-        atexit.register(stop_all)  # a kernel that is restarted saves first
+        atexit.register(stop_all, timeout=20)  # a kernel that is restarted saves first
         self._updates_left, self._speed = updates, 0.0
         thread = threading.Thread(target=self._work, args=(config, self.run_dir), daemon=True)
         thread.panel, thread.stopping = self, False  # type: ignore[attr-defined]
@@ -246,8 +246,8 @@ class TrainingPanel:
         self.status.value = f'<div role="status">{line}</div>'
 
 
-def stop_all(timeout: float = 60) -> None:
-    """Stop and save whatever any panel trains in this Python, and wait for it."""
+def stop_all(timeout: float | None = None) -> None:
+    """Stop and save whatever any panel trains in this Python, and wait for it (at most `timeout` seconds)."""
     for thread in threading.enumerate():
         if hasattr(thread, "panel") and thread is not threading.current_thread():
             thread.panel.stop()

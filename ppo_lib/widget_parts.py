@@ -130,9 +130,11 @@ def live_slider(name: str, value: float) -> w.Widget:
 
 
 def put(slider: w.Widget, value: float) -> None:
-    """Move a slider, widening its range where the value lies outside."""
-    place = math.log10(value) if isinstance(slider, w.FloatLogSlider) else value
-    slider.min, slider.max = min(slider.min, place), max(slider.max, place)
+    """Move a slider to exactly this value, widening its range where the value lies outside."""
+    low = high = value
+    if isinstance(slider, w.FloatLogSlider):  # ends are powers of 10, rounded: leave room for that
+        low, high = math.log10(value) - 0.1, math.log10(value) + 0.1
+    slider.min, slider.max = min(slider.min, low), max(slider.max, high)
     slider.value = value
 
 

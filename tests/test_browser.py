@@ -60,6 +60,7 @@ def lab(project) -> Iterator[str]:
     folders = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime", "JUPYTERLAB_SETTINGS_DIR": "settings",
                "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython"}  # fmt: skip
     environment = {**os.environ, **{name: str(home / folder) for name, folder in folders.items()}, "PPO_SMOKE": "1"}
+    environment["TMPDIR"] = str(project.parent)  # where shortened notebooks put their runs
     options = ["--no-browser", "--allow-root", f"--port={port}", "--ServerApp.port_retries=0"]
     options += ["--IdentityProvider.token=", f"--ServerApp.root_dir={project}"]
     log = (project.parent / "lab.log").open("w")
@@ -156,7 +157,7 @@ def test_training_panel(opened, project):
     entry(page, "length of the run").press("Tab")
     before = pictures(page)
     press(page, "Start")
-    metrics = next_metrics(project, "browser")
+    metrics = learning_rates(project.parent, "browser")
     wait(lambda: len(metrics()) >= 2 and pictures(page) != before, 120, "nothing was drawn")
 
     start = metrics()[-1]
@@ -178,11 +179,11 @@ def test_training_panel(opened, project):
     assert len(metrics()) == stopped
 
 
-def next_metrics(project: Path, run: str) -> Callable[[], list[float]]:
-    """A function that reads the logged learning rates of a run, wherever the notebook put it."""
+def learning_rates(folder: Path, run: str) -> Callable[[], list[float]]:
+    """A function that reads the logged learning rates of a run somewhere in a folder."""
 
     def read() -> list[float]:
-        found = [path for path in project.rglob("metrics.csv") if path.parent.name == run]
+        found = [path for path in folder.rglob("metrics.csv") if path.parent.name == run]
         return list(read_metrics(found[0]).get("learning_rate", ())) if found else []
 
     return read

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import re
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import ipywidgets as w
 import numpy as np
@@ -21,8 +24,11 @@ from ppo_lib.storage import Batch
 from ppo_lib.train import Trainer
 from ppo_lib.widgets import TrainingPanel
 
+ROOT = Path(__file__).resolve().parent.parent
+PATIENCE = 300  # seconds; a busy machine is no failure
 
-def wait_until(condition, seconds: float = 90) -> None:
+
+def wait_until(condition, seconds: float = PATIENCE) -> None:
     """Poll until something holds."""
     end = time.monotonic() + seconds
     while not condition():
@@ -100,7 +106,7 @@ def test_pictures_are_replaced_through_the_display_handle():
     updates = []
     picture = widget_parts.Picture()
     picture._handle = type("Handle", (), {"update": lambda self, image: updates.append(image.data)})()
-    picture.draw(live_curve.live_curve(training_panel.Path("nowhere")))
+    picture.draw(live_curve.live_curve(Path("nowhere")))
     picture.refresh()
     assert updates == [picture.png] * 2 and picture.png.startswith(b"\x89PNG")
 
@@ -117,15 +123,24 @@ def test_every_field_has_a_name_with_its_unit_and_an_entry():
 def test_sliders_hold_any_valid_value():
     """A value outside the usual range widens the slider; it is never changed."""
     for name, value in [("learning_rate", 0.5), ("learning_rate", 1e-8), ("clip_range", 0.9), ("entropy_coef", 2.0)]:
-        assert widget_parts.live_slider(name, value).value == pytest.approx(value)
+        assert widget_parts.live_slider(name, value).value == value
 
 
 # --- the training panel -------------------------------------------------------------------------------------------
 
 
+class OneThread(Trainer):
+    """A trainer whose thread computes alone, as conftest asks of the main thread."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        torch.set_num_threads(1)
+
+
 @pytest.fixture
-def panel(tiny, tmp_path):
+def panel(tiny, tmp_path, monkeypatch):
     """Make panels on tiny runs of the real game; whatever still trains at the end is stopped."""
+    monkeypatch.setattr(training_panel, "Trainer", OneThread)
     yield lambda name="run", **changes: TrainingPanel(
         tmp_path / name, tiny(**{"total_steps": 100_000, **changes}), ("num_levels", "num_minibatches", "gamma")
     )
@@ -134,15 +149,15 @@ def panel(tiny, tmp_path):
 
 def test_panel_trains_to_the_end(panel):
     """Start, curve, metrics, policy; the buttons follow."""
-    made = panel(total_steps=192, eval_interval=64)
+    made = panel(total_steps=192, eval_interval=128, eval_episodes=2)
     made.show()
     empty = made.picture.png
     assert made.pause_button.disabled and made.stop_button.disabled and not made.start_button.disabled
     made.start_button.click()
-    made.wait(120)
+    made.wait(PATIENCE)
     assert not made.running and not made.failure
     assert read_metrics(made.run_dir)["steps"][-1] == 192
-    assert load_run(made.run_dir).evaluation.checkpoints == [64, 128, 192]
+    assert load_run(made.run_dir).evaluation.checkpoints == [128, 192]
     assert (made.run_dir / "policy.pt").exists() and made.picture.png != empty
     assert not made.start_button.disabled and made.stop_button.disabled
 
@@ -167,7 +182,7 @@ def test_pause_steer_stop_and_go_on(panel):
     goal = made.trainer.steps + 192
     wait_until(lambda: made.trainer.steps >= goal)
     made.stop_button.click()
-    made.wait(60)
+    made.wait(PATIENCE)
     assert not made.running and made.start_button.description == "Go on"
 
     run = load_run(made.run_dir)
@@ -179,7 +194,7 @@ def test_pause_steer_stop_and_go_on(panel):
 
     before = run.steps
     again = panel()  # the same cell, run again or after a disconnect
-    again.run_for(1).wait(60)
+    again.run_for(1).wait(PATIENCE)
     assert load_run(again.run_dir).steps == before + 64
     assert read_metrics(again.run_dir)["learning_rate"][-1] == 1e-4
     assert again.sliders["learning_rate"].value == pytest.approx(1e-4)
@@ -193,7 +208,7 @@ def _settle(made: TrainingPanel) -> TrainingPanel:
 def test_run_for(panel):
     """So many updates, then saved and stopped."""
     made = panel()
-    made.run_for(3).wait(60)
+    made.run_for(3).wait(PATIENCE)
     assert not made.running and read_metrics(made.run_dir)["steps"].tolist() == [64, 128, 192]
     assert (made.run_dir / "checkpoint.pt").exists()
 
@@ -226,9 +241,9 @@ def test_stop_before_the_first_update(panel):
     made = panel()
     made.start()
     made.stop()
-    made.wait(60)
+    made.wait(PATIENCE)
     assert not made.running and not made.failure
-    made.run_for(1).wait(60)
+    made.run_for(1).wait(PATIENCE)
     assert read_metrics(made.run_dir)["steps"].tolist() == [64]
 
 
@@ -252,19 +267,19 @@ def test_bad_value_is_explained(panel):
 def test_a_run_with_other_settings_is_kept(panel):
     """The panel says what differs, and offers another name."""
     made = panel()
-    made.run_for(1).wait(60)
+    made.run_for(1).wait(PATIENCE)
     made.form["num_levels"].value = 10
     assert "num_levels was 50" in made.message.value and made.start_button.disabled
     made.name.value = "other"
     assert not made.message.value and made.start_button.description == "Start"
-    made.run_for(1).wait(60)
+    made.run_for(1).wait(PATIENCE)
     assert load_run(made.run_dir).config.num_levels == 10
 
 
 def test_a_committed_run_is_kept(panel, tmp_path):
     """A run whose policy is there but whose checkpoint isn't can't go on, and must not be overwritten."""
     made = panel()
-    made.run_for(1).wait(60)
+    made.run_for(1).wait(PATIENCE)
     for file in made.run_dir.glob("checkpoint*"):
         file.unlink()
     metrics = (made.run_dir / "metrics.csv").read_text()
@@ -279,7 +294,7 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_afresh(panel, tiny):
     made = panel()
     made.run_dir.mkdir()
     (made.run_dir / "config.json").write_text(tiny(total_steps=100_000).to_json())
-    made.run_for(1).wait(60)
+    made.run_for(1).wait(PATIENCE)
     assert not made.failure and read_metrics(made.run_dir)["steps"].tolist() == [64]
 
 
@@ -293,10 +308,10 @@ def test_failure_is_shown(panel, monkeypatch, capsys):
         patch.setattr(Trainer, "update", fail)
         made = panel()
         made.start()
-        made.wait(60)
+        made.wait(PATIENCE)
     assert "RuntimeError: the network is down" in made.message.value
     assert "the network is down" in capsys.readouterr().out and not made.start_button.disabled
-    made.run_for(1).wait(60)
+    made.run_for(1).wait(PATIENCE)
     assert not made.failure
 
 
@@ -318,6 +333,20 @@ def test_interrupt_stops_and_saves(panel, monkeypatch):
     assert not made.running and (made.run_dir / "checkpoint.pt").exists()
 
 
+def test_a_kernel_that_ends_saves_first(tiny, tmp_path):
+    """A restart of the kernel, or the end of Python: the run can go on."""
+    (tmp_path / "config.json").write_text(tiny(total_steps=100_000).to_json())
+    code = (
+        "import pathlib, sys, time; from ppo_lib.config import PPOConfig; from ppo_lib.widgets import TrainingPanel\n"
+        "folder = pathlib.Path(sys.argv[1]); config = PPOConfig.from_json((folder / 'config.json').read_text())\n"
+        "panel = TrainingPanel(folder / 'run', config); panel.start()\n"
+        "while panel.trainer is None or panel.trainer.steps < 64: time.sleep(0.02)\n"
+        "panel.trainer.pause()\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=PATIENCE, cwd=ROOT)
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
 def test_annealed_learning_rate_has_no_slider(panel):
     """The schedule would overwrite it; nor are its changes marked."""
     made = panel(anneal_lr=True)
@@ -325,7 +354,7 @@ def test_annealed_learning_rate_has_no_slider(panel):
     wait_until(lambda: made.trainer is not None and made.trainer.steps >= 128)
     assert _settle(made).sliders["learning_rate"].disabled and not made.sliders["clip_range"].disabled
     made.stop()
-    made.wait(60)
+    made.wait(PATIENCE)
     run = load_run(made.run_dir)
     assert live_curve.mark_changes(live_curve.live_curve(made.run_dir).axes[0], run, {}) == []
 
