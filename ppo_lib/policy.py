@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .model import FEATURES, GRUCore, ImpalaEncoder, orthogonal_init
+from .model import ENCODER_GAIN, FEATURES, GRUCore, ImpalaEncoder, orthogonal_init
 
 
 def sample_actions(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -50,6 +50,7 @@ class ActorCritic(nn.Module):
             self.actor = nn.Linear(FEATURES, num_actions)
             self.critic = nn.Linear(FEATURES, 1)
             orthogonal_init(self)
+            orthogonal_init(self.encoder, ENCODER_GAIN)
             orthogonal_init(self.actor, gain=0.01)
             orthogonal_init(self.critic, gain=1.0)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ppo_lib.model import FEATURES, GRUCore, ImpalaBlock, ImpalaEncoder, ResidualBlock, orthogonal_init
+from ppo_lib.model import ENCODER_GAIN, FEATURES, GRUCore, ImpalaBlock, ImpalaEncoder, ResidualBlock, orthogonal_init
 
 
 def test_residual_skip_carries_x_not_relu_of_x():
@@ -56,11 +56,13 @@ def test_orthogonal_init_reaches_every_weight():
 
 
 def test_features_start_small():
-    """With gain sqrt(2) they would be about 8 (rms), and the first values as far off."""
-    encoder = ImpalaEncoder()
-    orthogonal_init(encoder)
-    features = encoder(torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8))
-    assert 0.05 < features.square().mean().sqrt() < 3
+    """With the textbook's gain sqrt(2) they are 100 times as large, and the first values far off."""
+    encoder, obs = ImpalaEncoder(), torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8)
+    sizes = []
+    for gain in (ENCODER_GAIN, 2**0.5):
+        orthogonal_init(encoder, gain)
+        sizes.append(encoder(obs).square().mean().sqrt().item())
+    assert 0.01 < sizes[0] < 1 and sizes[1] > 3
 
 
 @pytest.fixture
