@@ -70,7 +70,7 @@ def sweep(options: Options) -> int:
     """Train a grid of runs: every config flag takes one or several values. The same command goes on after a stop."""
     from .sweep import describe, plan, sweep
 
-    values = {name: getattr(options, name) for name in FIELD_TYPES if name in options}
+    values = {name: getattr(options, name) or [True] for name in FIELD_TYPES if name in options}
     runs = plan(options.results / _checked_name(options.sweep), options.preset or "quick", values)
     if options.dry_run:
         print(describe(runs))
@@ -228,7 +228,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_field(parser: argparse.ArgumentParser, name: str, default: object, several: bool = False) -> None:
     """A flag for a config field; it sets nothing unless given. PPOConfig checks the value's range.
 
-    several: it takes one or several values and sets a list; a bool's are true and false.
+    several: it takes one or several values and sets a list; a bool's are true and false, and none means true.
     """
     flag, kind = f"--{name.replace('_', '-')}", FIELD_TYPES[name]
     if kind is bool and not several:
@@ -247,7 +247,10 @@ def _add_field(parser: argparse.ArgumentParser, name: str, default: object, seve
             raise UserError(f"{flag} must be {words}, not '{text}'.") from None
 
     parser.add_argument(flag, type=parse, default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=f"{default}",
-                        nargs="+" if several else None)  # fmt: skip
+                        nargs=("*" if kind is bool else "+") if several else None)  # fmt: skip
+    if kind is bool:
+        parser.add_argument(f"--no-{flag[2:]}", dest=name, action="store_const", const=[False],
+                            default=argparse.SUPPRESS, help="false")  # fmt: skip
 
 
 def _positive(text: str) -> int:

@@ -56,8 +56,8 @@ def local(runs: Sequence[SweepRun], jobs: int = 1) -> Iterator[Futures]:
             pool.shutdown(wait=False, cancel_futures=True)
             with guard:
                 stopped.set()
-            with _deaf_to_ctrl_c():  # they stop already; a second Ctrl-C must not cut their saving short
-                stop(*(process for process in processes if process.poll() is None))
+            with _undisturbed():  # a second Ctrl-C must not cut their saving short
+                stop(*processes)
 
 
 @contextmanager
@@ -83,14 +83,14 @@ def ray(runs: Sequence[SweepRun], jobs: int = 1) -> Iterator[Futures]:
     try:
         machines = [node["Resources"] for node in engine.nodes() if node["Alive"]]
         gpu = any(machine.get("GPU") for machine in machines) and any(map(_takes_any_gpu, runs))
-        cpus = min(int(machine["CPU"]) for machine in machines if machine.get("CPU"))
+        cpus = min((int(machine["CPU"]) for machine in machines if machine.get("CPU")), default=1)
         share = {"num_gpus": 1 / jobs} if gpu else {"num_cpus": max(1, cpus // jobs)}
         task = engine.remote(max_retries=RAY_RETRIES, retry_exceptions=[RunKilled], **share)(run_on_ray)
         tasks = [task.remote(run) for run in runs]
         try:
             yield {task.future(): run for task, run in zip(tasks, runs, strict=True)}
         finally:
-            with _deaf_to_ctrl_c():
+            with _undisturbed():
                 _, unfinished = engine.wait(tasks, num_returns=len(tasks), timeout=0)
                 for task in unfinished:  # a KeyboardInterrupt in each, which stops its process
                     engine.cancel(task)
@@ -124,13 +124,14 @@ def _gpus(runs: Sequence[SweepRun]) -> list[str | None]:
 
 
 @contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Ignore SIGINT for a while. Signals reach only the main thread; elsewhere this does nothing."""
+def _undisturbed() -> Iterator[None]:
+    """Ignore Ctrl-C and SIGTERM for a while. Signals reach only the main thread; elsewhere this does nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = {kind: signal.signal(kind, signal.SIG_IGN) for kind in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
