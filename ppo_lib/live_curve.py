@@ -70,6 +70,7 @@ def progress_line(trainer: Trainer, speed: float) -> str:
     if recent := list(trainer.recent):
         parts.append(f"return {np.mean([r for r, _ in recent]):.2f} (mean of the last {len(recent)})")
     if speed:
-        left = (trainer.last_step - trainer.steps) / speed
-        parts.append(f"{format_steps(speed)} steps/s, {left / 60:.0f} min left")
+        minutes = (trainer.last_step - trainer.steps) / speed / 60
+        left = f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.0f} h"
+        parts.append(f"{format_steps(speed)} steps/s, {left} left")
     return ", ".join(parts)

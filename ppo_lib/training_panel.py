@@ -24,7 +24,7 @@ from .config import PPOConfig, UserError
 from .live_curve import live_curve, live_values, progress_line
 from .runs import read_config
 from .train import Trainer
-from .widget_parts import LIVE_FIELDS, STYLE, WIDTH, Controls, Picture, button, entry, live_slider, put
+from .widget_parts import LIVE_FIELDS, SLIDER_WIDTH, STYLE, Controls, Picture, button, entry, live_slider, put
 
 FIELDS = ("num_levels", "recurrent", "learning_rate", "clip_range", "entropy_coef", "gamma", "gae_lambda", "num_envs",
           "total_steps")  # fmt: skip
@@ -51,7 +51,7 @@ class TrainingPanel:
         self.form = {name: entry(name, getattr(config, name)) for name in fields}
         self.message, self.status = w.HTML(), w.HTML()
         self.progress = w.FloatProgress(
-            0, min=0, max=1, description="steps done (0 to 1)", layout=w.Layout(**WIDTH), style=STYLE
+            0, min=0, max=1, description="steps done (0 to 1)", layout=w.Layout(**SLIDER_WIDTH), style=STYLE
         )
         self.start_button = button("Start", "play", self.start)
         self.pause_button = button("Pause", "pause", self.toggle_pause)

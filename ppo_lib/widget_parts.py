@@ -29,13 +29,13 @@ LABELS = {  # what a config field is called, with its unit
     "seed": "seed of the run",
     "num_envs": "games side by side",
     "num_steps": "rollout (steps a game)",
-    "total_steps": "length of the run (steps)",
+    "total_steps": "length of run (steps)",
     "num_epochs": "epochs (passes a rollout)",
     "num_minibatches": "minibatches (an epoch)",
-    "learning_rate": "learning rate (Adam's step)",
-    "clip_range": "clip range (of the ratio)",
+    "learning_rate": "learning rate (Adam)",
+    "clip_range": "clip range (epsilon)",
     "entropy_coef": "entropy coefficient",
-    "gamma": "gamma (discount a step)",
+    "gamma": "gamma (per step)",
     "gae_lambda": "lambda (0 to 1)",
     "recurrent": "recurrent (GRU)",
     "sequence_length": "GRU sequence (steps)",
@@ -49,8 +49,9 @@ CHOICES = {
     "precision": ("auto", "float32", "bf16", "fp16"),
 }
 LIVE_FIELDS = ("learning_rate", "clip_range", "entropy_coef")  # what may change while it trains
-WIDTH = {"width": "27em", "max_width": "100%"}
-STYLE = {"description_width": "13em"}  # room for a name with its unit
+WIDTH = {"width": "23em", "max_width": "100%"}  # two entries fit beside each other
+SLIDER_WIDTH = {"width": "40em", "max_width": "100%"}
+STYLE = {"description_width": "12em"}  # room for a name with its unit
 
 
 class Picture:
@@ -98,7 +99,7 @@ def interactive_picture(figure: Callable[[], Figure], sliders: list[w.Widget], n
         picture.draw(figure())
 
     for slider in sliders:
-        slider.layout, slider.style.description_width = w.Layout(**WIDTH), STYLE["description_width"]
+        slider.layout, slider.style.description_width = w.Layout(**SLIDER_WIDTH), STYLE["description_width"]
         slider.observe(redraw, "value")
     redraw()
     picture.show()
@@ -118,7 +119,8 @@ def entry(name: str, value: object) -> w.Widget:
 
 def live_slider(name: str, value: float) -> w.Widget:
     """The slider of one of LIVE_FIELDS."""
-    options = {"description": LABELS[name], "layout": w.Layout(**WIDTH), "style": STYLE, "continuous_update": False}
+    layout = w.Layout(**SLIDER_WIDTH)
+    options = {"description": LABELS[name], "layout": layout, "style": STYLE, "continuous_update": False}
     if name == "learning_rate":
         slider = w.FloatLogSlider(base=10, min=-6, max=-2, step=0.05, readout_format=".1e", **options)
     elif name == "clip_range":
