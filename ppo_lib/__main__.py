@@ -91,21 +91,22 @@ def evaluate(options: Options) -> None:
     hardware = configure(config if options.device is None else config.replace(device=options.device))
     policy = policy.to(hardware.device)
     policy.autocast_dtype = hardware.autocast_dtype
-    returns = {}
-    for split in SPLITS:
+    played = {}
+    for split in reversed(SPLITS):  # first the one whose levels may be refused
         levels = tuple(options.unseen_levels) if split == "unseen" and options.unseen_levels else None
-        episodes = evaluate(
+        played[split] = evaluate(
             policy, config, split, options.episodes, seed=options.seed, greedy=options.greedy, levels=levels
-        )
-        returns[split] = [episode.return_ for episode in episodes]
-        summary = summarize(returns[split])
-        print(
-            f"{split:>6} levels, {len(episodes)} episodes: mean return {summary.mean}, interquartile mean {summary.iqm}"
-            + _normalised(summary.mean.value, config)
         )
         if levels is None:
             name = "evaluation_greedy.csv" if options.greedy else "evaluation.csv"
-            write_episodes(run_dir / name, steps, split, episodes)
+            write_episodes(run_dir / name, steps, split, played[split])
+    returns = {split: [episode.return_ for episode in played[split]] for split in SPLITS}
+    for split, values in returns.items():
+        summary = summarize(values)
+        print(
+            f"{split:>6} levels, {len(values)} episodes: mean return {summary.mean}, interquartile mean {summary.iqm}"
+            + _normalised(summary.mean.value, config)
+        )
     print(f"generalisation gap: {generalization_gap(returns['train'], returns['unseen'])} (train minus unseen)")
 
 

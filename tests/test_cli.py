@@ -103,7 +103,7 @@ def test_evaluate_adds_episodes_and_prints_intervals(project):
     folder = project / "results" / "first"
     process = run(project, "evaluate", "first", "--episodes", 3)
     assert process.returncode == 0, process.err
-    assert re.search(r"unseen levels: mean return .*\[.*\]", process.out) and "gap" in process.out
+    assert re.search(r"unseen levels, 3 episodes: mean return .*\[.*\]", process.out) and "gap" in process.out
     found = rows(folder / "evaluation.csv")
     assert len(found) == 6 and {row["steps"] for row in found} == {"128"}
     process = run(project, "evaluate", "first", "--episodes", 2, "--greedy")
