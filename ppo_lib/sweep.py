@@ -71,7 +71,7 @@ def run_name(config: PPOConfig, base: PPOConfig, varied: Sequence[str] = ()) -> 
         if isinstance(value, bool):
             parts.append(name if value else f"no_{name}")
         else:
-            parts.append(value.replace(":", "") if isinstance(value, str) else f"{name}{value}")
+            parts.append(value.replace(":", "") if isinstance(value, str) else f"{name.removeprefix('num_')}{value}")
     return "-".join([*parts, f"seed{config.seed}"])
 
 
