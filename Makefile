@@ -7,7 +7,7 @@ PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11 python3
 SWITCH := $(if $(filter command environment,$(firstword $(origin PYTHON))),--switch)
 VENV ?= .venv
 PY := $(VENV)/bin/python
-TEST_LIMIT ?= 30m
+TEST_LIMIT ?= 60m
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test lab notebooks colab-test badges bench clean
