@@ -35,6 +35,8 @@ def canvas(
     figure, axes = new_figure(rows, columns, height, **options)
     figure.set_size_inches(width, height)
     figure.set_dpi(DPI)
+    for axis in axes:
+        axis.set_prop_cycle(color=RUN_COLORS)
     return figure, axes
 
 
