@@ -11,13 +11,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import os
 import re
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from .config import FIELD_TYPES, PRESETS, PPOConfig, UserError, preset
+
+if TYPE_CHECKING:
+    from .train import Trainer
 
 Options = argparse.Namespace
 
@@ -28,7 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
         return options.command(options) or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of several processes under torchrun, one speaks
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -46,24 +51,42 @@ def train(options: Options) -> int | None:
         name = options.preset or "quick"
         config = preset(name, **changes)
         run_dir = options.results / _checked_name(options.run or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    from .distributed import Group
     from .train import Trainer
 
-    trainer = Trainer(config, run_dir, resume=options.resume)
+    group = Group.join()
+    run_dir = group.first(run_dir)  # the clock may have ticked between two processes
     try:
-        trainer.train()
-    except KeyboardInterrupt:
-        print(
-            f"\nStopped and saved at {trainer.saved_steps:,} of {config.total_steps:,} steps. Go on with:\n"
-            f"  python -m ppo_lib train --run {run_dir.name} --resume{_results_flag(options)}"
-        )
+        finished = _train(Trainer(config, run_dir, resume=options.resume, group=group), options)
+    finally:
+        group.leave()
+    if not finished:
         return 130
+    if group.is_first:
+        print(f"Run:    {run_dir}")
+        if options.finish:
+            _write_film(run_dir, options, levels=4)
+            _write_report([run_dir])
+    return 0
+
+
+def _train(trainer: Trainer, options: Options) -> bool:
+    """Run it to the end or to Ctrl-C. Returns whether it was the end."""
+    try:
+        if trainer.train():
+            return True
+    except KeyboardInterrupt:
+        pass
     finally:
         trainer.close()
-    print(f"Run:    {run_dir}")
-    if options.finish:
-        _write_film(run_dir, options, levels=4)
-        _write_report([run_dir])
-    return 0
+    group, run_dir = trainer.group, trainer.run_dir
+    launcher = "python" if group.size == 1 else f"torchrun --nproc_per_node={group.local_size}"
+    if group.is_first:
+        print(
+            f"\nStopped and saved at {trainer.saved_steps:,} of {trainer.config.total_steps:,} steps. Go on with:\n"
+            f"  {launcher} -m ppo_lib train --run {run_dir.name} --resume{_results_flag(options)}"
+        )
+    return False
 
 
 def sweep(options: Options) -> int:

@@ -107,7 +107,7 @@ def _measure(trainer: Trainer) -> dict[str, object]:
         "memory_bytes_per_second": _memory_rate(device),
     }
     forward_flops, backward_flops = _flops(trainer.policy, storage.obs[0])
-    half = trainer.halves[-1]
+    half = trainer.collector.halves[-1]
     obs = storage.obs[0, half.envs]
     batches = list(storage.minibatches(config.num_minibatches, torch.Generator().manual_seed(0)))
     forward, backward = _passes(ppo, batches[0], hardware)
@@ -115,7 +115,9 @@ def _measure(trainer: Trainer) -> dict[str, object]:
     parts = {  # seconds an update, floor
         "game": (steps / rates["game_steps_per_second"],) * 2,
         "acting": (
-            config.num_steps * len(trainer.halves) * _time(lambda: ppo.predict(obs, half.state, half.reset), device),
+            config.num_steps
+            * len(trainer.collector.halves)
+            * _time(lambda: ppo.predict(obs, half.state, half.reset), device),
             steps * forward_flops / rates["matmul_flops_per_second"],
         ),
         "advantages": (

@@ -19,7 +19,7 @@ import torch
 
 from .config import PPOConfig, derive_seed
 from .envs import make_env
-from .policy import ActorCritic, sample_actions
+from .policy import ActorCritic, sample_actions, sampling_noise
 from .runs import EVALUATION_COLUMNS
 
 MAX_ENVS = 64
@@ -86,7 +86,9 @@ def play(
         between_steps()
         # environments that are through keep stepping, unwatched: the network is spared them
         logits, _, state[playing] = policy(torch.from_numpy(obs).to(device)[playing], state[playing], reset[playing])
-        action[playing] = logits.argmax(-1) if greedy else sample_actions(logits, generator)
+        action[playing] = (
+            logits.argmax(-1) if greedy else sample_actions(logits, sampling_noise(*logits.shape, generator))
+        )
         obs, _, terminated, truncated, info = env.step(action.cpu().numpy())
         reset = torch.from_numpy(terminated | truncated).to(device)
         for i in reset.nonzero().flatten().tolist():

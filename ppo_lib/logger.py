@@ -60,6 +60,22 @@ class Logger:
         self.file.close()
 
 
+class NoLogger:
+    """A Logger that writes nothing, for all processes but the first."""
+
+    def update(self, metrics: Mapping[str, float]) -> None:
+        """See Logger.update."""
+
+    def evaluation(self, steps: int, means: Mapping[str, float]) -> None:
+        """See Logger.evaluation."""
+
+    def message(self, text: str) -> None:
+        """See Logger.message."""
+
+    def close(self) -> None:
+        """See Logger.close."""
+
+
 def keep_rows(path: Path, columns: tuple[str, ...], steps: int) -> None:
     """Keep the header and the rows up to `steps` (first column); write the header if there is no file."""
     rows: list[dict[str, str]] = []

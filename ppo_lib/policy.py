@@ -14,12 +14,16 @@ from torch import Tensor, nn
 from .model import ENCODER_GAIN, FEATURES, GRUCore, ImpalaEncoder, orthogonal_init
 
 
-def sample_actions(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def sampling_noise(n: int, num_actions: int, generator: torch.Generator) -> Tensor:
+    """Exponential noise [n, A] for sample_actions, on the generator's device."""
+    return torch.empty(n, num_actions, device=generator.device).exponential_(generator=generator)
+
+
+def sample_actions(logits: Tensor, noise: Tensor) -> Tensor:
     """Draw from softmax(logits [N, A]) -> int64 [N], without a copy to the host.
 
     With exponential noise E_i, argmax p_i / E_i is distributed as p (the exponential race).
     """
-    noise = torch.empty_like(logits).exponential_(generator=generator)
     return (logits.softmax(-1) / noise).argmax(-1)
 
 

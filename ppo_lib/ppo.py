@@ -9,16 +9,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .config import PPOConfig, UserError, derive_seed
-from .policy import ActorCritic, sample_actions
+from .distributed import Group
+from .graphs import Graphed
+from .policy import ActorCritic, sample_actions, sampling_noise
 from .speed import Hardware
 from .storage import Batch, RolloutStorage
+
+DIAGNOSTICS = (
+    "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm", "explained_variance",
+)  # fmt: skip
 
 
 class DivergedError(UserError):
@@ -91,26 +97,42 @@ def explained_variance(value: Tensor, return_: Tensor) -> Tensor:
 
 
 class PPO:
-    """Acts with a policy (`predict`) and improves it on a rollout (`optimize`)."""
+    """Acts with a policy (`predict`) and improves it on a rollout (`optimize`).
 
-    def __init__(self, policy: ActorCritic, config: PPOConfig, hardware: Hardware) -> None:
-        self.policy, self.config, self.hardware = policy, config, hardware
+    group: the processes that learn together; each calls optimize with its own part of the rollout.
+    """
+
+    def __init__(self, policy: ActorCritic, config: PPOConfig, hardware: Hardware, group: Group | None = None) -> None:
+        self.policy, self.config, self.hardware, self.group = policy, config, hardware, group or Group()
         self.learning_rate = config.learning_rate
         self.coefficients = Coefficients(
             config.clip_range, config.clip_value_loss, config.value_coef, config.entropy_coef
         )
+        self.network = self.group.parallel(policy)
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate, eps=1e-5, fused=True)
-        self.action_generator = torch.Generator(hardware.device).manual_seed(derive_seed(config.seed, "actions"))
-        self.batch_generator = torch.Generator().manual_seed(derive_seed(config.seed, "minibatches"))
+        seeds = (derive_seed(config.seed, use, *self.group.path) for use in ("actions", "minibatches"))
+        self.action_generator = torch.Generator(hardware.device).manual_seed(next(seeds))
+        self.batch_generator = torch.Generator().manual_seed(next(seeds))
         self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.dtype == torch.float16)
+        self._act = Graphed(self._sample, hardware.cuda_graphs)
+        self._learn = Graphed(
+            self._gradients, hardware.cuda_graphs and self.group.size == 1, lambda: astuple(self.coefficients)
+        )
 
     @torch.no_grad()
     def predict(self, obs: Tensor, state: Tensor, reset: Tensor) -> Prediction:
-        """Sample an action for each environment. obs uint8 [N, H, W, C], state [N, S], reset bool [N]."""
+        """Sample an action for each environment. obs uint8 [N, H, W, C], state [N, S], reset bool [N].
+
+        On a GPU the next call overwrites the results: copy what is to last.
+        """
+        noise = sampling_noise(len(obs), self.policy.num_actions, self.action_generator)
+        return Prediction(*self._act(obs, state, reset, noise))
+
+    def _sample(self, obs: Tensor, state: Tensor, reset: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
         logits, value, state = self.policy(obs, state, reset)
-        action = sample_actions(logits, self.action_generator)
+        action = sample_actions(logits, noise)
         log_prob = logits.log_softmax(-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
-        return Prediction(action, log_prob, value, state, logits)
+        return action, log_prob, value, state, logits
 
     @torch.no_grad()
     def predict_value(self, obs: Tensor, state: Tensor, reset: Tensor) -> Tensor:
@@ -130,33 +152,50 @@ class PPO:
             for batch in storage.minibatches(self.config.num_minibatches, self.batch_generator):
                 between_steps()
                 rows.append(self._gradient_step(batch))
-        metrics = {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}
-        metrics["explained_variance"] = explained_variance(storage.value, storage.return_)
-        figures = dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
+        value, return_ = self.group.concat(storage.value), self.group.concat(storage.return_)
+        means = torch.cat([torch.stack(rows).mean(0), explained_variance(value, return_).unsqueeze(0)])
+        figures = dict(zip(DIAGNOSTICS, means.tolist(), strict=True))
         _check_finite(figures)
         return figures
 
-    def _gradient_step(self, batch: Batch) -> dict[str, Tensor]:
-        """One Adam step on a minibatch, whose gradient is the mean over its micro-batches."""
+    def _gradient_step(self, batch: Batch) -> Tensor:
+        """One Adam step on a minibatch, whose gradient is the mean over its micro-batches. Returns diagnostics [6]."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
-        batch.advantage = normalize_advantage(batch.advantage)
+        batch.advantage = self.group.columns(normalize_advantage(self.group.concat(batch.advantage)))
         steps_per_unit = batch.action.numel() // len(batch.state)
         units = max(1, self.hardware.micro_batch // steps_per_unit)
-        self.optimizer.zero_grad(set_to_none=True)
-        totals: dict[str, Tensor] = {}
-        for micro in batch.split(units):
-            share = micro.action.numel() / batch.action.numel()
-            logits, value, _ = self.policy(micro.obs, micro.state, micro.reset)
-            loss, diagnostics = ppo_loss(logits, value, micro, self.coefficients)
-            self.scaler.scale(loss * share).backward()
-            for name, figure in diagnostics.items():
-                totals[name] = totals.get(name, 0) + figure * share
+        if units >= len(batch.state):
+            diagnostics, *gradients = self._learn(*vars(batch).values())
+            for parameter, gradient in zip(self.policy.parameters(), gradients, strict=True):
+                parameter.grad = gradient
+        else:
+            diagnostics = self._accumulate(batch, units)
+        diagnostics = self.group.mean(diagnostics)
         self.scaler.unscale_(self.optimizer)
-        totals["grad_norm"] = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        grad_norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return totals
+        return torch.cat([diagnostics, grad_norm.unsqueeze(0)])
+
+    def _gradients(self, *fields: Tensor) -> tuple[Tensor, ...]:
+        """The fields of a Batch -> diagnostics [5] and the gradient of each parameter."""
+        batch = Batch(*fields)
+        diagnostics = self._accumulate(batch, len(batch.state))
+        return diagnostics, *(parameter.grad for parameter in self.policy.parameters())
+
+    def _accumulate(self, batch: Batch, units: int) -> Tensor:
+        """Leave the minibatch's gradient in the parameters, `units` steps or sequences at a time -> diagnostics [5]."""
+        self.optimizer.zero_grad(set_to_none=True)
+        total, done = 0, 0
+        for micro in batch.split(units):
+            share, done = micro.action.numel() / batch.action.numel(), done + len(micro.state)
+            with self.group.averaging(self.network, last=done == len(batch.state)):
+                logits, value, _ = self.network(micro.obs, micro.state, micro.reset)
+                loss, diagnostics = ppo_loss(logits, value, micro, self.coefficients)
+                self.scaler.scale(loss * share).backward()
+            total = total + share * torch.stack(list(diagnostics.values()))
+        return total
 
     def state_dict(self) -> dict[str, object]:
         """Everything that learning goes on from: weights, Adam's moments, generators, loss scale, live settings."""

@@ -15,9 +15,11 @@ import sys
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from .config import PPOConfig, UserError
+from .distributed import Group
 from .model import ImpalaEncoder
 
 CPU_MICRO_BATCH = 256  # steps; activations of about 1 MB a step in bf16
@@ -32,6 +34,7 @@ class Hardware:
     dtype: torch.dtype  # of the encoder
     micro_batch: int  # steps in one forward and backward pass
     reason: str  # one sentence on why
+    cuda_graphs: bool = False  # acting and gradients are recorded (graphs.py)
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
@@ -44,13 +47,15 @@ class Hardware:
         return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
 
 
-def configure(config: PPOConfig, precision: str | None = None) -> Hardware:
+def configure(config: PPOConfig, precision: str | None = None, group: Group | None = None) -> Hardware:
     """Choose device and precision, and set up allocator and threads for this process.
 
-    precision overrides the config's (a resumed run passes what it began with).
+    precision overrides the config's (a resumed run passes what it began with); processes of a group on one machine
+    share its GPUs and cores.
     Raises UserError if a GPU or a precision is asked for that isn't there.
     """
-    device, reason = _pick_device(config.device)
+    group = group or Group()
+    device, reason = _pick_device(config.device, group)
     precision = precision or config.precision
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -58,11 +63,11 @@ def configure(config: PPOConfig, precision: str | None = None) -> Hardware:
         if precision == "auto":
             precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
             reason += f", {precision} (its fastest training format)"
-        return Hardware(device, DTYPES[precision], config.minibatch_size, reason)
+        return Hardware(device, DTYPES[precision], config.minibatch_size, reason, cuda_graphs=True)
     keep_freed_memory()
-    torch.set_num_threads(usable_cores())
+    torch.set_num_threads(max(1, usable_cores() // group.local_size))
     if precision == "auto":
-        precision, why = _faster_on_cpu()
+        precision, why = group.first(_faster_on_cpu())
         reason += f", {precision} ({why})"
     if precision == "fp16":
         raise UserError("fp16 needs a GPU; use --precision bf16, float32 or auto on a CPU.")
@@ -93,10 +98,18 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _pick_device(wish: str) -> tuple[torch.device, str]:
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A tensor of the array's content. The copy to a GPU goes through pinned memory and is not waited for."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _pick_device(wish: str, group: Group) -> tuple[torch.device, str]:
     available = torch.cuda.is_available()
     if wish == "auto":
         wish = "cuda" if available else "cpu"
+    if wish == "cuda" and available and group.size > 1:
+        wish = f"cuda:{group.local_rank % torch.cuda.device_count()}"
     device = torch.device(wish)
     if device.type == "cpu":
         return device, f"CPU with {usable_cores()} cores"

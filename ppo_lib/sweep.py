@@ -9,18 +9,16 @@
 from __future__ import annotations
 
 import itertools
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, wait
-from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
 
 from .config import FIELD_TYPES, PPOConfig, UserError, preset
 from .engines import ENGINES, Futures
+from .signals import interruptible
 from .sweep_run import LOG, RunFailed, SweepRun
 
 # A run's name says these only where they vary: they change the machine or how much is done, not what is learned.
@@ -98,7 +96,7 @@ def sweep(runs: Sequence[SweepRun], engine: str = "local", jobs: int = 1) -> int
     failures: dict[SweepRun, str] = {}
     if todo:
         try:
-            with _sigterm_as_interrupt(), ENGINES[engine](todo, jobs) as futures:
+            with interruptible(), ENGINES[engine](todo, jobs) as futures:
                 failures = _watch(futures, runs)
         except KeyboardInterrupt:
             complete = sum(run.complete for run in runs)
@@ -150,16 +148,3 @@ def _cause(error: BaseException) -> str:
     if isinstance(error, RunFailed):
         return str(error)
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no more is known'}"
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Treat a polite kill like Ctrl-C. Signals reach only the main thread; elsewhere this does nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

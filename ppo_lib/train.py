@@ -1,102 +1,89 @@
 """The Trainer: collect, estimate, optimise, log, evaluate, save.
 
-- Two halves of the environments take turns: while one half's games run in Procgen's threads, the network acts for
-  the other. The order of actions is fixed, so the overlap changes speed alone.
+- `update` is the loop of the paper; how a rollout is collected stands in collector.py, the losses in ppo.py.
 - Before each update its starting point is kept in memory. Whatever stops the run (Ctrl-C, SIGTERM, a notebook's
   stop button), that point is saved at once: a resumed run repeats the unfinished update bit for bit.
-- The bootstrap value after the last step reads the state without advancing it.
+- Several processes (torchrun) stop together, after an update; the first of them logs, evaluates and saves.
 """
 
 from __future__ import annotations
 
 import copy
-import signal
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
-import torch
 from torch import Tensor
 
 from .checkpoint import CHECKPOINT, POLICY, PREVIOUS, load_checkpoint, save_checkpoint, save_policy, write_error
+from .collector import Collector
 from .config import PPOConfig, UserError, derive_seed
-from .envs import make_env
+from .distributed import Group
 from .evaluate import evaluate, write_episodes
-from .logger import Logger, keep_rows
+from .logger import Logger, NoLogger, keep_rows
 from .policy import ActorCritic
 from .ppo import PPO
 from .runs import EVALUATION_COLUMNS, SPLITS
+from .signals import interruptible
 from .speed import configure
 from .storage import RolloutStorage
-from .wrappers import RewardNormalizer
-
-RETURN_WINDOW = 100  # finished episodes that return_mean and length_mean average over
-
 
 # A resumed run may change these: they don't touch what is learned (total_steps does if the learning rate is annealed).
 FREE_TO_CHANGE = ("total_steps", "device", "eval_interval", "eval_episodes", "checkpoint_interval")
+
+
+OWN_GENERATORS = ("action_generator", "batch_generator")  # each process has its own
 
 
 class Stopped(Exception):
     """Raised inside an update when a stop was asked for."""
 
 
-@dataclass
-class Half:
-    """One half of the environments and what its network state is before the next step."""
-
-    env: gym.vector.VectorEnv
-    envs: slice  # its columns in the storage
-    state: Tensor  # [n, S]
-    reset: Tensor  # bool [n]: the next observation begins an episode
-    obs: np.ndarray  # uint8 [n, H, W, C]
-
-
 class Trainer:
     """Trains one run in its folder.
 
     config: settings; run_dir: the run's folder, made if missing; resume: go on from its checkpoint;
-    overlap: step one half of the games while the network acts for the other (changes nothing but speed);
-    progress: show a progress bar and messages.
-    Raises UserError if the run exists (without resume) or its checkpoint doesn't fit the config.
+    overlap: see Collector; progress: show a progress bar and messages; group: the processes that train together.
+    Raises UserError if the run exists (without resume) or its checkpoint doesn't fit the config or the group.
     """
 
     def __init__(
-        self, config: PPOConfig, run_dir: Path, *, resume: bool = False, overlap: bool = True, progress: bool = True
+        self,
+        config: PPOConfig,
+        run_dir: Path,
+        *,
+        resume: bool = False,
+        overlap: bool = True,
+        progress: bool = True,
+        group: Group | None = None,
     ) -> None:
-        self.config, self.run_dir, self.overlap = config, Path(run_dir), overlap
+        self.config, self.run_dir, self.group = config, Path(run_dir), group or Group()
+        shard = self.group.shard(config)
         checkpoint = self._find_checkpoint(resume)
-        self.hardware = configure(config, checkpoint and checkpoint["precision"])
+        self.hardware = configure(config, checkpoint and checkpoint["precision"], self.group)
         policy = ActorCritic(
             recurrent=config.recurrent, width_scale=config.width_scale, seed=derive_seed(config.seed, "weights")
         ).to(self.hardware.device)
         policy.autocast_dtype = self.hardware.autocast_dtype
-        self.ppo = PPO(policy, config, self.hardware)
-        self.normalizer = RewardNormalizer(config.num_envs, config.gamma)
+        self.ppo = PPO(policy, config, self.hardware, self.group)
         self.storage = RolloutStorage(
-            config.num_steps,
-            config.num_envs,
+            shard.num_steps,
+            shard.num_envs,
             state_size=policy.state_size,
             sequence_length=config.sequence_length if config.recurrent else None,
             device=self.hardware.device,
         )
-        self.halves = self._make_halves(policy)
-        self.steps = self.episodes = 0
+        self.collector = Collector(config, self.ppo, self.group, overlap)
+        self.steps = 0
         self.seconds = 0.0
-        self.recent: deque[tuple[float, int]] = deque(maxlen=RETURN_WINDOW)  # (return, length)
         self._stop, self._go = threading.Event(), threading.Event()
         self._go.set()
         if checkpoint:
             self.load_state_dict(checkpoint)
-        self._make_folder()
-        self.logger = Logger(self.run_dir, config.num_updates * config.batch_size, self.steps, progress)
-        keep_rows(self.run_dir / "evaluation.csv", EVALUATION_COLUMNS, self.steps)
+        self.group.wait()  # all have looked at the folder before one changes it
+        self.logger = self._make_folder(progress) if self.group.is_first else NoLogger()
         self.logger.message(f"{self.run_dir.name}: {self.hardware.reason}")
 
     @property
@@ -109,17 +96,21 @@ class Trainer:
     def train(self, on_update: Callable[[dict[str, float]], None] | None = None) -> bool:
         """Run until total_steps. on_update gets each update's metrics. Returns False if it was stopped before the end.
 
-        Ctrl-C and SIGTERM save and then raise KeyboardInterrupt. Raises DivergedError (see PPO.optimize), and
-        UserError if the disk is full; in both cases the last checkpoint is kept.
+        Ctrl-C and SIGTERM save and then raise KeyboardInterrupt; one of several processes finishes its update
+        instead, and they stop together. Raises DivergedError (see PPO.optimize), and UserError if the disk is full;
+        in both cases the last checkpoint is kept.
         """
+        alone = self.group.size == 1
         try:
-            with _sigterm_as_interrupt():
+            with interruptible(None if alone else self.stop):
                 self._boundary = self.state_dict()
                 while self.steps < self.config.total_steps:
                     metrics = self.update()
                     if self._passed(self.config.eval_interval):
                         self.evaluate()
                     self._boundary = self.state_dict()
+                    if not alone and self.group.any(self._stop.is_set()):
+                        raise Stopped
                     if self._passed(self.config.checkpoint_interval):
                         self.save()
                     if on_update is not None:
@@ -144,12 +135,13 @@ class Trainer:
         elapsed = time.perf_counter() - start
         self.steps += self.config.batch_size
         self.seconds += elapsed
+        recent = np.array(self.recent or [(np.nan, np.nan)])
         metrics = {
             "steps": self.steps,
             "seconds": self.seconds,
             "episodes": self.episodes,
-            "return_mean": float(np.mean([r for r, _ in self.recent])) if self.recent else float("nan"),
-            "length_mean": float(np.mean([length for _, length in self.recent])) if self.recent else float("nan"),
+            "return_mean": float(recent[:, 0].mean()),
+            "length_mean": float(recent[:, 1].mean()),
             **diagnostics,
             "learning_rate": self.ppo.learning_rate,
             "clip_range": self.ppo.coefficients.clip_range,
@@ -160,42 +152,8 @@ class Trainer:
         return metrics
 
     def collect(self) -> Tensor:
-        """Fill the storage with T steps of every environment. Returns the value of the observations after them, [N]."""
-        rewards = np.zeros((self.config.num_steps, self.config.num_envs), dtype=np.float32)
-        for t in range(self.config.num_steps):
-            self._obey()
-            for half in self.halves:
-                if t > 0 and self.overlap:
-                    self._receive(half, t - 1, rewards)  # the other half's games run on meanwhile
-                self._act(half, t)
-                if not self.overlap:
-                    self._receive(half, t, rewards)
-        if self.overlap:
-            for half in self.halves:
-                self._receive(half, self.config.num_steps - 1, rewards)
-        if self.config.normalize_reward:
-            rewards = self.normalizer(rewards, self.storage.done.cpu().numpy())
-        self.storage.reward.copy_(torch.from_numpy(rewards))
-        obs = (torch.from_numpy(half.obs).to(self.hardware.device) for half in self.halves)
-        return torch.cat([self.ppo.predict_value(o, h.state, h.reset) for o, h in zip(obs, self.halves, strict=True)])
-
-    def _act(self, half: Half, t: int) -> None:
-        """Choose the half's actions for step t, start its games on them, and store what was known before the step."""
-        self.storage.add(t, half.envs, obs=torch.from_numpy(half.obs), state=half.state, reset=half.reset)
-        prediction = self.ppo.predict(self.storage.obs[t, half.envs], half.state, half.reset)
-        half.env.step_async(prediction.action.cpu().numpy())
-        half.state = prediction.state
-        self.storage.add(t, half.envs, action=prediction.action, log_prob=prediction.log_prob, value=prediction.value)
-
-    def _receive(self, half: Half, t: int, rewards: np.ndarray) -> None:
-        """Wait for the half's games to finish step t and store how they answered."""
-        half.obs, rewards[t, half.envs], terminated, truncated, info = half.env.step_wait()
-        done = terminated | truncated
-        half.reset = torch.from_numpy(done).to(self.hardware.device)
-        self.storage.add(t, half.envs, done=half.reset)
-        for i in np.flatnonzero(done):
-            self.episodes += 1
-            self.recent.append((float(info["episode"]["r"][i]), int(info["episode"]["l"][i])))
+        """Fill the storage; returns the value of the observations after it, [N]. See Collector.collect."""
+        return self.collector.collect(self.storage, between_steps=self._obey)
 
     # --- measuring and keeping -------------------------------------------------------------------------------------
 
@@ -215,6 +173,9 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Play eval_episodes on train and on unseen levels, append them to evaluation.csv, return the mean of each."""
+        return self.group.first(self._evaluate() if self.group.is_first else {})
+
+    def _evaluate(self) -> dict[str, float]:
         played = {
             split: evaluate(
                 self.policy,
@@ -234,8 +195,22 @@ class Trainer:
 
     def save(self) -> None:
         """Write the state at the last finished update to checkpoint.pt, and its policy to policy.pt."""
-        save_checkpoint(self.run_dir, self._boundary)
-        save_policy(self.run_dir, self._boundary["ppo"]["policy"], self.config, self._boundary["steps"])
+        state = self._boundary
+        own = {"halves": state["halves"], **{name: state["ppo"][name] for name in OWN_GENERATORS}}
+        everyones = self.group.all(own)
+        if self.group.is_first:
+            save_checkpoint(self.run_dir, {**state, "others": everyones[1:]})
+            save_policy(self.run_dir, state["ppo"]["policy"], self.config, state["steps"])
+
+    @property
+    def episodes(self) -> int:
+        """Training episodes finished so far."""
+        return self.collector.episodes
+
+    @property
+    def recent(self) -> list[tuple[float, int]]:
+        """(return, length) of the last 100 training episodes."""
+        return list(self.collector.recent)
 
     @property
     def saved_steps(self) -> int:
@@ -243,39 +218,26 @@ class Trainer:
         return self._boundary["steps"]
 
     def state_dict(self) -> dict[str, object]:
-        """All that a bit-exact resume needs, copied. Only between updates."""
+        """All that a bit-exact resume of this process needs, copied. Only between updates."""
         state = {
             "config": self.config.to_dict(),
             "precision": self.hardware.precision,
             "steps": self.steps,
-            "episodes": self.episodes,
             "seconds": self.seconds,
-            "recent": list(self.recent),
             "ppo": self.ppo.state_dict(),
-            "normalizer": self.normalizer.state_dict(),
-            "halves": [
-                {
-                    "env": half.env.get_state(),
-                    "state": half.state,
-                    "reset": half.reset,
-                    "obs": torch.from_numpy(half.obs),
-                }
-                for half in self.halves
-            ],
+            **self.collector.state_dict(),
         }
         return copy.deepcopy(state)
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """The inverse of state_dict."""
-        self.steps, self.episodes, self.seconds = state["steps"], state["episodes"], state["seconds"]
-        self.recent.extend(tuple(episode) for episode in state["recent"])
+        """The inverse of state_dict, or of what save wrote."""
+        if not self.group.is_first:
+            own = state["others"][self.group.rank - 1]
+            generators = {name: own[name] for name in OWN_GENERATORS}
+            state = {**state, "halves": own["halves"], "ppo": {**state["ppo"], **generators}}
+        self.steps, self.seconds = state["steps"], state["seconds"]
         self.ppo.load_state_dict(state["ppo"])
-        self.normalizer.load_state_dict(state["normalizer"])
-        for half, saved in zip(self.halves, state["halves"], strict=True):
-            half.env.set_state(saved["env"])
-            half.state = saved["state"].to(self.hardware.device)
-            half.reset = saved["reset"].to(self.hardware.device)
-            half.obs = saved["obs"].numpy()
+        self.collector.load_state_dict(state)
 
     # --- control from outside --------------------------------------------------------------------------------------
 
@@ -299,13 +261,12 @@ class Trainer:
 
     def close(self) -> None:
         """Free the games' threads and close the log files."""
-        for half in self.halves:
-            half.env.close()
+        self.collector.close()
         self.logger.close()
 
     def _obey(self) -> None:
         self._go.wait()
-        if self._stop.is_set():
+        if self._stop.is_set() and self.group.size == 1:
             raise Stopped
 
     # --- setting up ------------------------------------------------------------------------------------------------
@@ -330,34 +291,21 @@ class Trainer:
                 f"The run {self.run_dir} was started with another config ({differences}); resume it without these "
                 "changes, or start a new run with another --run name."
             )
+        processes = 1 + len(checkpoint.get("others", ()))
+        if processes != self.group.size:
+            raise UserError(
+                f"The run {self.run_dir} was trained by {processes} process(es), not {self.group.size}; go on with "
+                f"torchrun --nproc_per_node={processes} -m ppo_lib train ..."
+                if processes > 1
+                else f"The run {self.run_dir} was trained by one process; go on without torchrun."
+            )
         return checkpoint
 
-    def _make_folder(self) -> None:
+    def _make_folder(self, progress: bool) -> Logger:
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             (self.run_dir / "config.json").write_text(self.config.to_json())
         except OSError as error:
             raise write_error(error, self.run_dir) from None
-
-    def _make_halves(self, policy: ActorCritic) -> list[Half]:
-        n = self.config.num_envs
-        halves = []
-        for i, (first, last) in enumerate([(0, n // 2), (n // 2, n)] if n > 1 else [(0, 1)]):
-            env = make_env(self.config, num_envs=last - first, seed=derive_seed(self.config.seed, "train", i))
-            obs, _ = env.reset()
-            reset = torch.ones(last - first, dtype=torch.bool, device=self.hardware.device)
-            halves.append(Half(env, slice(first, last), policy.initial_state(last - first), reset, obs))
-        return halves
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Treat a polite kill like Ctrl-C. Signals reach only the main thread; elsewhere this does nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        keep_rows(self.run_dir / "evaluation.csv", EVALUATION_COLUMNS, self.steps)
+        return Logger(self.run_dir, self.last_step, self.steps, progress)

@@ -24,3 +24,11 @@ def tiny():
         return PPOConfig(**{**fields, **changes})
 
     return make
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked gpu run where torch finds a CUDA GPU."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="this machine has no CUDA GPU"))

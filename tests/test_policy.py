@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ppo_lib.policy import ActorCritic, sample_actions
+from ppo_lib.policy import ActorCritic, sample_actions, sampling_noise
 
 
 @pytest.mark.parametrize(("recurrent", "count"), [(False, 626_256), (True, 1_021_008)])
@@ -69,7 +69,7 @@ def test_bf16_encoder_keeps_the_rest_in_float32():
 def test_samples_follow_the_distribution():
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0])
     generator = torch.Generator().manual_seed(0)
-    draws = sample_actions(probabilities.log().expand(40_000, 5), generator)
+    draws = sample_actions(probabilities.log().expand(40_000, 5), sampling_noise(40_000, 5, generator))
     frequencies = draws.bincount(minlength=5) / len(draws)
     torch.testing.assert_close(frequencies, probabilities, atol=0.01, rtol=0)
     assert frequencies[4] == 0

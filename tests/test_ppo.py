@@ -8,7 +8,9 @@ import torch
 
 from ppo_lib.config import PPOConfig
 from ppo_lib.policy import ActorCritic
-from ppo_lib.ppo import PPO, Coefficients, DivergedError, explained_variance, normalize_advantage, ppo_loss
+from ppo_lib.ppo import (
+    DIAGNOSTICS, PPO, Coefficients, DivergedError, explained_variance, normalize_advantage, ppo_loss,
+)  # fmt: skip
 from ppo_lib.speed import Hardware
 from ppo_lib.storage import Batch, RolloutStorage
 
@@ -141,14 +143,14 @@ def test_micro_batches_change_nothing(recurrent):
 
 def test_first_gradient_step_starts_at_ratio_one():
     ppo, storage = agent_with_rollout(recurrent=True)
-    row = ppo._gradient_step(next(storage.minibatches(2)))
+    row = dict(zip(DIAGNOSTICS, ppo._gradient_step(next(storage.minibatches(2))), strict=False))
     assert row["approx_kl"].abs() < 1e-6 and row["clip_fraction"] == 0
 
 
 def test_gradients_are_clipped():
     ppo, storage = agent_with_rollout(recurrent=False)
     storage.return_ += 1000
-    row = ppo._gradient_step(next(storage.minibatches(2)))
+    row = dict(zip(DIAGNOSTICS, ppo._gradient_step(next(storage.minibatches(2))), strict=False))
     norm = torch.stack([p.grad.norm() for p in ppo.policy.parameters()]).norm()
     assert row["grad_norm"] > 1 and norm.item() == pytest.approx(0.5, rel=1e-3)
 

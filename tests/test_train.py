@@ -89,14 +89,14 @@ def test_a_stop_inside_an_update_repeats_that_update(tiny, trainer, tmp_path):
 
     broken = trainer(config, "broken")
     steps = iter(range(1000))
-    act = broken._act
+    act = broken.collector._act
 
-    def act_until_the_stop(half, t):
-        act(half, t)
+    def act_until_the_stop(storage, half, t):
+        act(storage, half, t)
         if next(steps) == 45:  # in the middle of the second rollout
             broken.stop()
 
-    broken._act = act_until_the_stop
+    broken.collector._act = act_until_the_stop
     assert not broken.train()
     again = trainer(config, "broken", resume=True)
     assert again.steps == 64
@@ -135,11 +135,11 @@ def test_recomputed_log_probabilities_equal_the_stored_ones_on_the_game(tiny, tr
 def test_bootstrap_value_leaves_the_state_alone(tiny, trainer):
     one = trainer(tiny(recurrent=True))
     one.collect()
-    before = [half.state.clone() for half in one.halves]
-    obs = torch.from_numpy(one.halves[0].obs)
-    one.ppo.predict_value(obs, one.halves[0].state, one.halves[0].reset)
-    assert all(torch.equal(a, half.state) for a, half in zip(before, one.halves, strict=True))
-    last = one.storage.state[-1, one.halves[0].envs]
+    before = [half.state.clone() for half in one.collector.halves]
+    obs = torch.from_numpy(one.collector.halves[0].obs)
+    one.ppo.predict_value(obs, one.collector.halves[0].state, one.collector.halves[0].reset)
+    assert all(torch.equal(a, half.state) for a, half in zip(before, one.collector.halves, strict=True))
+    last = one.storage.state[-1, one.collector.halves[0].envs]
     assert not torch.equal(last, before[0])  # the state did advance with the last action
 
 
@@ -258,7 +258,7 @@ def test_learning_rate_is_annealed(tiny, trainer, tmp_path):
 
 def test_single_environment(tiny, trainer):
     one = trainer(tiny(num_envs=1, num_steps=32, total_steps=64))
-    assert one.train() and len(one.halves) == 1
+    assert one.train() and len(one.collector.halves) == 1
 
 
 def test_snapshots_do_not_change_with_training(tiny, trainer):
