@@ -10,7 +10,7 @@ PY := $(VENV)/bin/python
 TEST_LIMIT ?= 60m
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lab notebooks colab-test badges bench clean
+.PHONY: help setup train test lab notebooks colab-test pictures badges bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ lab: setup  ## open the notebooks in JupyterLab
 
 notebooks: setup  ## run all notebooks afresh, in place
 	$(PY) tools/notebooks.py $(ARGS)
+
+pictures: setup  ## make the README's pictures from the notebooks and a film
+	$(PY) tools/pictures.py $(ARGS)
 
 colab-test: setup  ## run all notebooks on Colab's Python and package versions
 	$(PY) tools/colab_test.py $(ARGS)

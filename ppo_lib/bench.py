@@ -22,23 +22,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .config import PPOConfig
 from .envs import make_env, procgen_build
+from .evaluate import MAX_ENVS
 from .policy import ActorCritic
 from .ppo import PPO, normalize_advantage, ppo_loss
+from .runs import SPLITS
 from .speed import Hardware, synchronize, usable_cores
 from .train import Trainer
 
 UPDATES = 2  # whole updates that are timed, after one to warm up
+EPISODE_STEPS = 400  # of a trained agent, whose evaluation is reckoned with
 
 
 def bench(config: PPOConfig, output: Path | None = None) -> dict[str, object]:
     """Measure, print, and write `output` (JSON) if given.
 
-    config: what to measure; its total_steps and intervals don't matter. Returns what it writes: machine, config,
+    config: what to measure. Returns what it writes: machine, config,
     steps_per_second, peak_memory_gb, parts (seconds an update, with floors) and rates.
     """
-    config = config.replace(
-        total_steps=(UPDATES + 1) * config.batch_size, eval_interval=-1, checkpoint_interval=config.batch_size
-    )
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, Path(folder) / "bench", progress=False)
         try:
@@ -87,7 +87,7 @@ def peak_memory_gb(device: torch.device) -> dict[str, float]:
 def _measure(trainer: Trainer) -> dict[str, object]:
     config, hardware, ppo, storage = trainer.config, trainer.hardware, trainer.ppo, trainer.storage
     device = hardware.device
-    trainer.update()
+    metrics = trainer.update()
     whole, rollout, learning = [], [], []
     for _ in range(UPDATES):
         start = _clock(device)
@@ -134,7 +134,7 @@ def _measure(trainer: Trainer) -> dict[str, object]:
             minibatches * _time(lambda: _optimiser_step(ppo), device),
             minibatches * 7 * 4 * _size(trainer.policy) / rates["memory_bytes_per_second"],
         ),
-        "logging and snapshot": (_time(lambda: (trainer.state_dict(), trainer.logger.file.flush()), device), 0.0),
+        **{name: (seconds, 0.0) for name, seconds in _between_updates(trainer, metrics).items()},
     }
     update = float(np.median(whole))
     return {
@@ -149,6 +149,23 @@ def _measure(trainer: Trainer) -> dict[str, object]:
         "peak_memory_gb": memory,
         "parts": {name: {"seconds": seconds, "floor_seconds": floor} for name, (seconds, floor) in parts.items()},
         "rates": rates,
+    }
+
+
+def _between_updates(trainer: Trainer, metrics: dict[str, float]) -> dict[str, float]:
+    """Seconds an update that logging, checkpoints and evaluations take, spread over the updates between them."""
+    config, device = trainer.config, trainer.hardware.device
+    trainer._boundary = trainer.state_dict()  # what save writes
+    obs = torch.zeros(MAX_ENVS, *trainer.storage.obs.shape[2:], dtype=torch.uint8, device=device)
+    state, reset = trainer.policy.initial_state(MAX_ENVS), torch.zeros(MAX_ENVS, dtype=torch.bool, device=device)
+    with torch.no_grad():
+        step = _time(lambda: trainer.policy(obs, state, reset), device)
+    interval = config.eval_interval or trainer.last_step
+    evaluations = 0.0 if interval < 0 else config.batch_size / interval
+    return {
+        "logging": _time(lambda: (trainer.logger.update(metrics), trainer.state_dict()), device),
+        "checkpoints": _time(trainer.save, device) * config.batch_size / config.checkpoint_interval,
+        "evaluations": step * len(SPLITS) * config.eval_episodes * EPISODE_STEPS / MAX_ENVS * evaluations,
     }
 
 

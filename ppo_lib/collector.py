@@ -48,7 +48,7 @@ class Collector:
     def __init__(self, config: PPOConfig, ppo: PPO, group: Group, overlap: bool = True) -> None:
         self.config, self.ppo, self.group, self.overlap = config, ppo, group, overlap
         self.device = ppo.hardware.device
-        self.normalizer = RewardNormalizer(config.num_envs, config.gamma)
+        self.normalizer = RewardNormalizer(config.num_envs, config.reward_gamma)
         self.halves = self._make_halves(group.shard(config).num_envs)
         self.episodes = 0
         self.recent: deque[tuple[float, int]] = deque(maxlen=RETURN_WINDOW)  # (return, length)

@@ -67,6 +67,7 @@ class PPOConfig:
     entropy_coef: float = 0.01  # weight of the entropy bonus
     max_grad_norm: float = 0.5  # gradients are scaled down to this norm
     normalize_reward: bool = True  # divide rewards by the running std of the discounted return
+    reward_gamma: float = 0.99  # discount of that return: 0.99 in published runs, whatever the agent's gamma
     # the network
     recurrent: bool = True  # a GRU between encoder and heads
     sequence_length: int = 32  # steps that the GRU is unrolled over in training
@@ -223,7 +224,7 @@ def _check(c: PPOConfig) -> None:
     )
     need(c.eval_interval >= -1, "eval_interval must be a number of steps, 0 (only at the end) or -1 (never).")
     need(0 < c.learning_rate <= 1, f"learning_rate must be above 0 and at most 1, not {c.learning_rate}.")
-    for name in ("gamma", "gae_lambda"):
+    for name in ("gamma", "gae_lambda", "reward_gamma"):
         need(0 <= getattr(c, name) <= 1, f"{name} must be between 0 and 1, not {getattr(c, name)}.")
     need(0 < c.clip_range < 1, f"clip_range must be between 0 and 1, not {c.clip_range}.")
     for name in ("value_coef", "entropy_coef"):

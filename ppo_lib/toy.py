@@ -83,7 +83,7 @@ class Player:
         self.ppo, self.config, self.reward_scale = ppo, config, reward_scale
         self.reward_noise, self.rng = reward_noise, np.random.default_rng(derive_seed(config.seed, "noise"))
         self.env = make_env(task, n, derive_seed(config.seed, "train"))
-        self.normalizer = RewardNormalizer(n, config.gamma)
+        self.normalizer = RewardNormalizer(n, config.reward_gamma)
         length = config.sequence_length if config.recurrent else None
         self.storage = RolloutStorage(config.num_steps, n, (SIZE, SIZE, 3), policy.state_size, length)
         self.obs = torch.from_numpy(self.env.reset()[0])

@@ -90,7 +90,7 @@ class RewardNormalizer:
     """
 
     def __init__(self, num_envs: int, gamma: float, clip: float = 10.0, epsilon: float = 1e-8) -> None:
-        """Sizes and constants: gamma is the agent's discount, clip the largest magnitude of the result."""
+        """Sizes and constants: gamma discounts the return (PPOConfig.reward_gamma), clip bounds the result."""
         self.gamma, self.clip, self.epsilon = gamma, clip, epsilon
         self.returns = np.zeros(num_envs)  # R of the running episodes
         self.mean, self.var, self.count = 0.0, 1.0, 1e-4  # a faint prior, so that the first steps are finite
