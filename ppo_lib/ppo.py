@@ -153,7 +153,9 @@ class PPO:
                 between_steps()
                 rows.append(self._gradient_step(batch))
         value, return_ = self.group.concat(storage.value), self.group.concat(storage.return_)
-        means = torch.cat([torch.stack(rows).mean(0), explained_variance(value, return_).unsqueeze(0)])
+        table = torch.stack(rows)
+        means = table.nanmean(0) if self.scaler.is_enabled() else table.mean(0)
+        means = torch.cat([means, explained_variance(value, return_).unsqueeze(0)])
         figures = dict(zip(DIAGNOSTICS, means.tolist(), strict=True))
         _check_finite(figures)
         return figures
@@ -174,6 +176,8 @@ class PPO:
         diagnostics = self.group.mean(diagnostics)
         self.scaler.unscale_(self.optimizer)
         grad_norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        if self.scaler.is_enabled():  # where the scaled gradient overflows, the step is left out and the scale halved
+            grad_norm = grad_norm.where(grad_norm.isfinite(), torch.nan)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return torch.cat([diagnostics, grad_norm.unsqueeze(0)])

@@ -155,6 +155,22 @@ def test_gradients_are_clipped():
     assert row["grad_norm"] > 1 and norm.item() == pytest.approx(0.5, rel=1e-3)
 
 
+def test_an_overflow_of_the_scaled_gradient_leaves_a_step_out():
+    """fp16: the loss scale starts too high and is halved until the gradient fits; training goes on."""
+    ppo, storage = agent_with_rollout(recurrent=False)
+    ppo.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126, growth_interval=1000)
+    before = [p.detach().clone() for p in ppo.policy.parameters()]
+    storage.return_ += 1e3
+    first = ppo._gradient_step(next(storage.minibatches(2)))
+    assert first[DIAGNOSTICS.index("grad_norm")].isnan()
+    assert all(torch.equal(a, b) for a, b in zip(before, ppo.policy.parameters(), strict=True))
+    for _ in range(40):
+        last = ppo._gradient_step(next(storage.minibatches(2)))
+    assert last.isfinite().all() and ppo.scaler.get_scale() < 2.0**126
+    assert not any(torch.equal(a, b) for a, b in zip(before, ppo.policy.parameters(), strict=True))
+    assert all(p.isfinite().all() for p in ppo.policy.parameters())
+
+
 def test_a_loss_that_is_not_finite_stops_with_the_cause():
     ppo, storage = agent_with_rollout(recurrent=False)
     storage.return_[0, 0] = float("nan")
