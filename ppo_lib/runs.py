@@ -123,12 +123,19 @@ def summarize_experiment(runs: Sequence[Run]) -> RunSummary:
 
 
 def group_experiments(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Label -> runs that differ by nothing but their seed and machine. A lone run's label is its name."""
+    """Label -> runs that differ by nothing but their seed and machine.
+
+    A lone run's label is its name; where two folders hold different runs of one name, the folder stands before it.
+    """
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
         key = tuple((k, v) for k, v in run.config.to_dict().items() if k not in _SIBLING_FIELDS)
         groups.setdefault(key, []).append(run)
-    return {g[0].name if len(g) == 1 else f"{g[0].name} ({len(g)} seeds)": g for g in groups.values()}
+    labels: dict[str, list[Run]] = {}
+    for group in groups.values():
+        label = group[0].name if len(group) == 1 else f"{group[0].name} ({len(group)} seeds)"
+        labels[f"{group[0].path.parent.name}/{label}" if label in labels else label] = group
+    return labels
 
 
 def read_evaluation(path: str | Path) -> Evaluation:

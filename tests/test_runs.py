@@ -77,3 +77,9 @@ def test_seeds_are_grouped_and_other_settings_are_not(tmp_path: Path) -> None:
     assert summary.train.mean.value == pytest.approx((single.train.mean.value + other.train.mean.value) / 2)
     assert summary.train.mean.high - summary.train.mean.low > single.train.mean.high - single.train.mean.low
     assert (summary.unseen.runs, summary.unseen.episodes) == (2, 128)
+
+
+def test_runs_of_one_name_in_two_folders_are_kept_apart(tmp_path: Path) -> None:
+    made = [runs.load_run(make_run(tmp_path / folder / "a", gamma=gamma)) for folder, gamma in (("x", 0.9), ("y", 0.99))]
+    groups = runs.group_experiments(made)
+    assert list(groups) == ["a", "y/a"] and list(groups.values()) == [[made[0]], [made[1]]]
