@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -20,10 +21,10 @@ from ppo_lib.storage import RolloutStorage
 from ppo_lib.wrappers import RewardNormalizer
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = (
+TINY = shlex.split(
     "--preset quick --num-envs 4 --num-steps 16 --num-minibatches 2 --num-epochs 2 --sequence-length 8 --seed 3 "
     "--eval-interval -1 --checkpoint-interval 64 --device cpu --precision float32"
-).split()
+)
 
 
 def torchrun(*arguments, processes=2, check=True):

@@ -9,7 +9,13 @@ import torch
 from ppo_lib.config import PPOConfig
 from ppo_lib.policy import ActorCritic
 from ppo_lib.ppo import (
-    DIAGNOSTICS, PPO, Coefficients, DivergedError, explained_variance, normalize_advantage, ppo_loss,
+    DIAGNOSTICS,
+    PPO,
+    Coefficients,
+    DivergedError,
+    explained_variance,
+    normalize_advantage,
+    ppo_loss,
 )  # fmt: skip
 from ppo_lib.speed import Hardware
 from ppo_lib.storage import Batch, RolloutStorage

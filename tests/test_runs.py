@@ -80,6 +80,8 @@ def test_seeds_are_grouped_and_other_settings_are_not(tmp_path: Path) -> None:
 
 
 def test_runs_of_one_name_in_two_folders_are_kept_apart(tmp_path: Path) -> None:
-    made = [runs.load_run(make_run(tmp_path / folder / "a", gamma=gamma)) for folder, gamma in (("x", 0.9), ("y", 0.99))]
+    made = [
+        runs.load_run(make_run(tmp_path / folder / "a", gamma=gamma)) for folder, gamma in (("x", 0.9), ("y", 0.99))
+    ]
     groups = runs.group_experiments(made)
     assert list(groups) == ["a", "y/a"] and list(groups.values()) == [[made[0]], [made[1]]]
