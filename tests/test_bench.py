@@ -10,7 +10,7 @@ from ppo_lib.bench import bench
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_bench_measures_every_part(tiny, tmp_path, capsys, recurrent):
     path = tmp_path / "bench.json"
-    result = bench(tiny(recurrent=recurrent), path)
+    result = bench(tiny(recurrent=recurrent, eval_interval=64), path)
     assert json.loads(path.read_text()) == result
     assert result["steps_per_second"] > 0 and 0.1 < result["peak_memory_gb"]["process"] < 20
     assert {"game", "acting", "advantages", "copies", "forward", "backward", "optimiser"} <= set(result["parts"])
