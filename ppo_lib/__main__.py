@@ -79,12 +79,13 @@ def _train(trainer: Trainer, options: Options) -> bool:
         pass
     finally:
         trainer.close()
+    from .distributed import launcher
+
     group, run_dir = trainer.group, trainer.run_dir
-    launcher = "python" if group.size == 1 else f"torchrun --nproc_per_node={group.local_size}"
     if group.is_first:
         print(
             f"\nStopped and saved at {trainer.saved_steps:,} of {trainer.config.total_steps:,} steps. Go on with:\n"
-            f"  {launcher} -m ppo_lib train --run {run_dir.name} --resume{_results_flag(options)}"
+            f"  {launcher(group.local_size)} train --run {run_dir.name} --resume{_results_flag(options)}"
         )
     return False
 

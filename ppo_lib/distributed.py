@@ -1,4 +1,4 @@
-"""Several processes that train one agent: `torchrun --nproc_per_node=G -m ppo_lib train ...`.
+"""Several processes that train one agent: `torchrun --standalone --nproc_per_node=G -m -- ppo_lib train ...`.
 
 - Every rank plays its share of the environments and takes the gradient of its share of each minibatch; torch's
   DistributedDataParallel averages the gradients, so all ranks hold the same weights after every step.
@@ -24,6 +24,14 @@ from .config import PPOConfig, UserError
 
 PATIENCE = datetime.timedelta(hours=2)  # the other ranks wait this long while the first one evaluates
 T = TypeVar("T")
+
+
+def launcher(processes: int) -> str:
+    """The beginning of a command that starts ppo_lib in so many processes of this machine."""
+    # without the --, torchrun would take our --run for an abbreviation of a flag of its own
+    return (
+        "python -m ppo_lib" if processes == 1 else f"torchrun --standalone --nproc_per_node={processes} -m -- ppo_lib"
+    )
 
 
 class Group:

@@ -20,7 +20,7 @@ from torch import Tensor
 from .checkpoint import CHECKPOINT, POLICY, PREVIOUS, load_checkpoint, save_checkpoint, save_policy, write_error
 from .collector import Collector
 from .config import PPOConfig, UserError, derive_seed
-from .distributed import Group
+from .distributed import Group, launcher
 from .evaluate import evaluate, write_episodes
 from .logger import Logger, NoLogger, keep_rows
 from .policy import ActorCritic
@@ -294,10 +294,8 @@ class Trainer:
         processes = 1 + len(checkpoint.get("others", ()))
         if processes != self.group.size:
             raise UserError(
-                f"The run {self.run_dir} was trained by {processes} process(es), not {self.group.size}; go on with "
-                f"torchrun --nproc_per_node={processes} -m ppo_lib train ..."
-                if processes > 1
-                else f"The run {self.run_dir} was trained by one process; go on without torchrun."
+                f"The run {self.run_dir} was trained by {processes} process{'es' * (processes > 1)}, not "
+                f"{self.group.size}; go on with {launcher(processes)} train."
             )
         return checkpoint
 

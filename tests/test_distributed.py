@@ -29,7 +29,7 @@ TINY = shlex.split(
 
 def torchrun(*arguments, processes=2, check=True):
     """Run a module or script in several processes; returns the finished launcher."""
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0",
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone",
                *map(str, arguments)]  # fmt: skip
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300,
@@ -40,7 +40,7 @@ def torchrun(*arguments, processes=2, check=True):
 
 
 def train(results, *arguments, **options):
-    return torchrun("-m", "ppo_lib", "train", *arguments, "--results", results, **options)
+    return torchrun("-m", "--", "ppo_lib", "train", *arguments, "--results", results, **options)
 
 
 def rows(run_dir):
