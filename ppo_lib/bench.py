@@ -36,8 +36,8 @@ EPISODE_STEPS = 400  # of a trained agent, whose evaluation is reckoned with
 def bench(config: PPOConfig, output: Path | None = None) -> dict[str, object]:
     """Measure, print, and write `output` (JSON) if given.
 
-    config: what to measure. Returns what it writes: machine, config,
-    steps_per_second, peak_memory_gb, parts (seconds an update, with floors) and rates.
+    config: what to measure. Returns what it writes: machine, config, steps_per_second, peak_memory_gb, parts (seconds
+    an update, with floors) and rates.
     """
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, Path(folder) / "bench", progress=False)

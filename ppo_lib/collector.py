@@ -49,7 +49,7 @@ class Collector:
         self.config, self.ppo, self.group, self.overlap = config, ppo, group, overlap
         self.device = ppo.hardware.device
         self.normalizer = RewardNormalizer(config.num_envs, config.reward_gamma)
-        self.halves = self._make_halves(group.shard(config).num_envs)
+        self.halves = self._make_halves(config.num_envs // group.size)
         self.episodes = 0
         self.recent: deque[tuple[float, int]] = deque(maxlen=RETURN_WINDOW)  # (return, length)
 

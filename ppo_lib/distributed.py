@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -110,20 +109,20 @@ class Group:
 
     def wait(self) -> None:
         """Go on when every rank is here."""
-        if self.size > 1:
-            self.all(None)  # NCCL's barrier would need a device
+        self.all(None)  # NCCL's barrier would need a device
 
     def parallel(self, module: nn.Module) -> nn.Module:
         """The module with gradients averaged over ranks in backward."""
         return module if self.size == 1 else DistributedDataParallel(module)
 
-    @contextmanager
-    def averaging(self, module: nn.Module, last: bool) -> Iterator[None]:
+    def averaging(self, module: nn.Module, last: bool) -> AbstractContextManager:
         """Around forward and backward of a micro-batch: gradients travel with the `last` one alone."""
-        with nullcontext() if self.size == 1 or last else module.no_sync():
-            yield
+        return nullcontext() if self.size == 1 or last else module.no_sync()
 
     def leave(self) -> None:
         """End of the common work."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+ALONE = Group()

@@ -21,6 +21,7 @@ from .config import PPOConfig, derive_seed
 from .envs import make_env
 from .policy import ActorCritic, sample_actions, sampling_noise
 from .runs import EVALUATION_COLUMNS
+from .speed import to_device
 
 MAX_ENVS = 64
 
@@ -85,12 +86,12 @@ def play(
     while len(playing):
         between_steps()
         # environments that are through keep stepping, unwatched: the network is spared them
-        logits, _, state[playing] = policy(torch.from_numpy(obs).to(device)[playing], state[playing], reset[playing])
+        logits, _, state[playing] = policy(to_device(obs, device)[playing], state[playing], reset[playing])
         action[playing] = (
             logits.argmax(-1) if greedy else sample_actions(logits, sampling_noise(*logits.shape, generator))
         )
         obs, _, terminated, truncated, info = env.step(action.cpu().numpy())
-        reset = torch.from_numpy(terminated | truncated).to(device)
+        reset = to_device(terminated | truncated, device)
         for i in reset.nonzero().flatten().tolist():
             if len(finished[i]) < quota:
                 returns, lengths = info["episode"]["r"], info["episode"]["l"]

@@ -74,8 +74,6 @@ class Graphed:
         expected = tuple(x.clone() for x in self.function(*inputs))
         fixed = tuple(x.clone() for x in inputs)
         outputs, replay = self.record(self.function, fixed)
-        for place, new in zip(fixed, inputs, strict=True):
-            place.copy_(new)
         replay()
         wanted, found = (
             torch.cat([x.flatten() for x in some if x.is_floating_point()]) for some in (expected, outputs)

@@ -67,7 +67,7 @@ def live_values(trainer: Trainer) -> dict[str, float]:
 def progress_line(trainer: Trainer, speed: float) -> str:
     """How far the training is, in words."""
     parts = [f"{trainer.steps:,} of {trainer.last_step:,} steps", f"{trainer.episodes:,} episodes"]
-    if recent := list(trainer.recent):
+    if recent := trainer.recent:
         parts.append(f"return {np.mean([r for r, _ in recent]):.2f} (mean of the last {len(recent)})")
     if speed:
         minutes = (trainer.last_step - trainer.steps) / speed / 60

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import PPOConfig, UserError, derive_seed
-from .distributed import Group
+from .distributed import ALONE, Group
 from .graphs import Graphed
 from .policy import ActorCritic, sample_actions, sampling_noise
 from .speed import Hardware
@@ -102,17 +102,17 @@ class PPO:
     group: the processes that learn together; each calls optimize with its own part of the rollout.
     """
 
-    def __init__(self, policy: ActorCritic, config: PPOConfig, hardware: Hardware, group: Group | None = None) -> None:
-        self.policy, self.config, self.hardware, self.group = policy, config, hardware, group or Group()
+    def __init__(self, policy: ActorCritic, config: PPOConfig, hardware: Hardware, group: Group = ALONE) -> None:
+        self.policy, self.config, self.hardware, self.group = policy, config, hardware, group
         self.learning_rate = config.learning_rate
         self.coefficients = Coefficients(
             config.clip_range, config.clip_value_loss, config.value_coef, config.entropy_coef
         )
         self.network = self.group.parallel(policy)
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate, eps=1e-5, fused=True)
-        seeds = (derive_seed(config.seed, use, *self.group.path) for use in ("actions", "minibatches"))
-        self.action_generator = torch.Generator(hardware.device).manual_seed(next(seeds))
-        self.batch_generator = torch.Generator().manual_seed(next(seeds))
+        action_seed, batch_seed = (derive_seed(config.seed, use, *group.path) for use in ("actions", "minibatches"))
+        self.action_generator = torch.Generator(hardware.device).manual_seed(action_seed)
+        self.batch_generator = torch.Generator().manual_seed(batch_seed)
         self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.dtype == torch.float16)
         self._act = Graphed(self._sample, hardware.cuda_graphs)
         self._learn = Graphed(

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from .config import PPOConfig, UserError
-from .distributed import Group
+from .distributed import ALONE, Group
 from .model import ImpalaEncoder
 
 CPU_MICRO_BATCH = 256  # steps; activations of about 1 MB a step in bf16
@@ -47,14 +47,13 @@ class Hardware:
         return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
 
 
-def configure(config: PPOConfig, precision: str | None = None, group: Group | None = None) -> Hardware:
+def configure(config: PPOConfig, precision: str | None = None, group: Group = ALONE) -> Hardware:
     """Choose device and precision, and set up allocator and threads for this process.
 
     precision overrides the config's (a resumed run passes what it began with); processes of a group on one machine
     share its GPUs and cores.
     Raises UserError if a GPU or a precision is asked for that isn't there.
     """
-    group = group or Group()
     device, reason = _pick_device(config.device, group)
     precision = precision or config.precision
     if device.type == "cuda":

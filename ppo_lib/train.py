@@ -20,7 +20,7 @@ from torch import Tensor
 from .checkpoint import CHECKPOINT, POLICY, PREVIOUS, load_checkpoint, save_checkpoint, save_policy, write_error
 from .collector import Collector
 from .config import PPOConfig, UserError, derive_seed
-from .distributed import Group, launcher
+from .distributed import ALONE, Group, launcher
 from .evaluate import evaluate, write_episodes
 from .logger import Logger, NoLogger, keep_rows
 from .policy import ActorCritic
@@ -32,8 +32,6 @@ from .storage import RolloutStorage
 
 # A resumed run may change these: they don't touch what is learned (total_steps does if the learning rate is annealed).
 FREE_TO_CHANGE = ("total_steps", "device", "eval_interval", "eval_episodes", "checkpoint_interval")
-
-
 OWN_GENERATORS = ("action_generator", "batch_generator")  # each process has its own
 
 
@@ -57,9 +55,9 @@ class Trainer:
         resume: bool = False,
         overlap: bool = True,
         progress: bool = True,
-        group: Group | None = None,
+        group: Group = ALONE,
     ) -> None:
-        self.config, self.run_dir, self.group = config, Path(run_dir), group or Group()
+        self.config, self.run_dir, self.group = config, Path(run_dir), group
         shard = self.group.shard(config)
         checkpoint = self._find_checkpoint(resume)
         self.hardware = configure(config, checkpoint and checkpoint["precision"], self.group)

@@ -21,6 +21,7 @@ from .config import PPOConfig, UserError, derive_seed
 from .encode import write_video
 from .envs import make_env
 from .panel import View, action_labels, draw_sheet, draw_tile
+from .speed import to_device
 
 FPS = 15  # game steps a second, Procgen's own speed
 Shot = tuple[str, int | None]  # split, and one level's seed or None for levels drawn from the split
@@ -148,7 +149,7 @@ def moments_of(
         step, score, values = 0, 0.0, []
         while True:
             with torch.no_grad():
-                logits, value, state = policy(torch.from_numpy(obs).to(device), state, reset)
+                logits, value, state = policy(to_device(obs, device), state, reset)
                 probabilities = logits[0].float().softmax(-1)
                 action = probabilities.argmax() if greedy else probabilities.multinomial(1, generator=generator)[0]
             values.append(float(value))

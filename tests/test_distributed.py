@@ -111,7 +111,7 @@ trainer, sums = Trainer(config, folder / "run", progress=False, group=group), []
 def note(metrics):
     parameters = list(trainer.policy.parameters())
     sums.append([metrics["steps"], trainer.episodes, [float(p.double().sum()) for p in parameters],
-                 float(trainer.storage.obs.double().mean())])
+                 trainer.collector.normalizer.state_dict(), float(trainer.storage.obs.double().mean())])
 trainer.train(note)
 trainer.close()
 (folder / f"{group.rank}.json").write_text(json.dumps(sums))
@@ -124,8 +124,9 @@ def test_all_ranks_hold_the_same_weights_after_each_update_and_play_their_own_ga
     script.write_text(UPDATES)
     torchrun(script, tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
-    assert [row[:3] for row in first] == [row[:3] for row in second] and len(first) == 3
-    assert all(a[3] != b[3] for a, b in zip(first, second, strict=True))
+    assert [row[:4] for row in first] == [row[:4] for row in second] and len(first) == 3
+    assert [round(row[3]["count"]) for row in first] == [64, 128, 192]  # rewards are scaled by all environments
+    assert all(a[4] != b[4] for a, b in zip(first, second, strict=True))
     with open(tmp_path / "run" / "evaluation.csv") as file:
         assert len(list(csv.DictReader(file))) == 3 * 2 * 2  # one rank evaluates: each episode once
 
@@ -151,8 +152,8 @@ def test_environments_that_cannot_be_shared_are_refused():
         Group(0, 64).shard(PPOConfig(num_envs=64, num_minibatches=512, num_steps=256, recurrent=False, num_epochs=1))
 
 
-def test_shared_reward_statistics_are_those_of_all_environments():
-    """What the collector does with two parts equals one process with all environments."""
+def test_a_rank_gets_its_own_columns_of_the_normalised_rewards():
+    """They are cut out of what one process with all environments would have."""
     import numpy as np
 
     generator = np.random.default_rng(0)

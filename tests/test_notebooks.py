@@ -34,6 +34,7 @@ NAMES = (
 # Written, but not yet run with the final results: their outputs and the prose about these come with issue 4, which is
 # open and empties this set. Until then what a draft lacks is expected to fail.
 DRAFTS = set(NAMES)
+FAILING = {"05_training", "06_generalization"}  # of these, the smoke run or the check of its figures
 PATHS = [ROOT / "notebooks" / f"{name}.ipynb" for name in NAMES]
 TIME_LIMIT = 360  # seconds for all six
 
@@ -48,15 +49,14 @@ def _tool(name: str):
 badges, tool = _tool("badges"), _tool("notebooks")
 
 
-def expect_draft_to_fail(request, names) -> None:
-    if DRAFTS.intersection(names):
+def expect_draft_to_fail(request, names, drafts) -> None:
+    if drafts.intersection(names):
         request.applymarker(pytest.mark.xfail(reason="a draft: outputs and the prose about them are still to come"))
 
 
 @pytest.fixture(params=PATHS, ids=[name[:2] for name in NAMES])
 def path(request) -> Path:
     """Each notebook's file."""
-    expect_draft_to_fail(request, [request.param.stem])
     return request.param
 
 
@@ -88,8 +88,9 @@ def test_format(path, notebook):
     assert path.stat().st_size < 1.5e6
 
 
-def test_outputs_are_of_a_whole_run(notebook):
+def test_outputs_are_of_a_whole_run(request, path, notebook):
     """Every code cell ran, in order, without an error, and no widget state is kept."""
+    expect_draft_to_fail(request, [path.stem], DRAFTS)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     kinds = {output.output_type for cell in code for output in cell.outputs}
@@ -187,16 +188,15 @@ def runs(tmp_path_factory) -> dict[str, tuple[str, str]]:
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_from_top_to_bottom(request, runs, name):
     """Every cell, in smoke mode, in a fresh kernel; and what it draws has named axes."""
-    expect_draft_to_fail(request, [name])
+    expect_draft_to_fail(request, [name], FAILING)
     problem, figures = runs[name]
     assert not problem, problem
     assert not figures, f"figures with numbers on an axis that has no name:\n{figures}"
 
 
 @pytest.mark.slow
-def test_all_run_in_time(request, runs):
+def test_all_run_in_time(runs):
     """Six minutes on two cores."""
-    expect_draft_to_fail(request, NAMES)
     assert int(runs["seconds"][0]) <= TIME_LIMIT
 
 

@@ -10,6 +10,7 @@ import argparse
 import base64
 import io
 import sys
+from itertools import islice
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -56,8 +57,7 @@ def picture(path: Path) -> bytes | None:
 def gif(film: Path, seconds: float, width: int = 640, fps: float = 7.5) -> bytes:
     """The first seconds of a film as GIF, as wide as GIF_BYTES allow."""
     step = round(imageio.immeta(film, plugin="FFMPEG")["fps"] / fps)
-    frames = [frame for i, frame in enumerate(imageio.imiter(film, plugin="FFMPEG")) if i % step == 0]
-    frames = frames[: round(seconds * fps)]
+    frames = list(islice(imageio.imiter(film, plugin="FFMPEG"), 0, round(seconds * fps) * step, step))
     while True:
         data = _gif(frames, width, fps)
         if len(data) < GIF_BYTES:
