@@ -8,6 +8,8 @@ SWITCH := $(if $(filter command environment,$(firstword $(origin PYTHON))),--swi
 VENV ?= .venv
 PY := $(VENV)/bin/python
 TEST_LIMIT ?= 60m
+# Many containers forbid Python to keep what it compiled; torch would then be compiled at each start, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test lab notebooks colab-test pictures badges bench clean

@@ -1,12 +1,13 @@
 """Loaded into the kernels of notebook tests: writes down every drawn figure that lacks the name of an axis.
 
-An axis needs a name where it shows numbers: labelled ticks on an axes with data. The name may be the figure's common
-label, or that of another axes in the same row or column.
+An axis needs a name where it shows numbers: on an axes with data, ticks whose labels aren't words. The name may be
+the figure's common label, or that of another axes in the same row or column.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,17 @@ def unnamed(figure: Figure) -> list[str]:
         for letter, common, edge in (("x", figure._supxlabel, "x0"), ("y", figure._supylabel, "y0")):
             axis = getattr(axes, f"{letter}axis")
             shown = (
-                any(label.get_text() for label in axis.get_ticklabels())
+                any(number(label.get_text()) for label in axis.get_ticklabels())
                 and axis.get_tick_params()["labelleft" if letter == "y" else "labelbottom"]
             )
             if shown and not common and not any(named(other, letter) for other in beside(figure, axes, edge)):
                 faults.append(f"{letter} axis of {axes.get_title() or f'axes {index}'!r}")
     return faults
+
+
+def number(label: str) -> bool:
+    """Whether a tick's label is a number, as 0.5, 10k or matplotlib's 10^3, and not words ("50 levels")."""
+    return bool(re.search(r"\d", label)) and not re.search("[a-z]{2}", re.sub(r"\\[a-z]+", "", label), re.IGNORECASE)
 
 
 def named(axes: Axes, letter: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import os
 import shutil
@@ -11,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import badges
 import pytest
 import torch
 
@@ -18,9 +18,6 @@ from ppo_lib import colab
 from ppo_lib.config import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-_spec = importlib.util.spec_from_file_location("badges", ROOT / "tools" / "badges.py")
-badges = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(badges)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import imageio_ffmpeg
 import pytest
+import setup_env
 import yaml
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
@@ -33,10 +33,6 @@ CONSTRAINTS = [Requirement(line) for line in (ROOT / "constraints.txt").read_tex
 ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text())
 CONDA_PIP = next(part["pip"] for part in ENVIRONMENT["dependencies"] if isinstance(part, dict))
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
-
-_spec = importlib.util.spec_from_file_location("setup_env", ROOT / "tools" / "setup_env.py")
-setup_env = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(setup_env)
 
 
 def applies(requirement: Requirement, python: str, extra: str = "") -> bool:

@@ -1,7 +1,8 @@
-"""The README's pictures: one figure of each notebook, and the film as a GIF. `make pictures` makes them.
+"""The README's pictures: one figure of each notebook, and a GIF of the agent. `make pictures` makes them.
 
 - A notebook's picture is the figure that its cell tagged "picture" drew in the committed run.
-- The GIF is cut from a film in videos/: fewer and smaller frames, with the colours that they need.
+- The GIF shows a committed policy on a training level beside an unseen one, from the start of an episode: in each split
+  the first that lasts long enough.
 """
 
 from __future__ import annotations
@@ -10,26 +11,31 @@ import argparse
 import base64
 import io
 import sys
-from itertools import islice
 from pathlib import Path
 
-import imageio.v3 as imageio
+import matplotlib
 import nbformat
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 import notebooks
+from ppo_lib.checkpoint import load_policy
+from ppo_lib.drawing import SPLIT_COLOR, SPLIT_NAME
+from ppo_lib.video import FPS, record_episode
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks" / "pictures"
 WIDTH = 640  # pixels, of a notebook's picture
 GIF_BYTES = 2_000_000
+GAME, HEADER, GAP = 320, 28, 6  # pixels, in the GIF before it is made small enough
+EVERY = 2  # steps of the game a frame of the GIF
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; 0, or 1 if a notebook has no picture."""
     parser = argparse.ArgumentParser(description="Make the README's pictures.")
-    parser.add_argument("--film", type=Path, default=ROOT / "videos" / "paper-1m.mp4", help="what the GIF is cut from")
-    parser.add_argument("--seconds", type=float, default=10, help="length of the GIF")
+    parser.add_argument("--run", default="paper-1m", help="whose policy the GIF shows")
+    parser.add_argument("--seconds", type=float, default=8, help="length of the GIF")
     options = parser.parse_args(arguments)
     FOLDER.mkdir(exist_ok=True)
     for path in notebooks.notebooks():
@@ -38,8 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{path.name} has no cell tagged 'picture' that drew a figure.", file=sys.stderr)
             return 1
         (FOLDER / f"{path.name[:2]}.png").write_bytes(data)
-    target = options.film.with_suffix(".gif")
-    target.write_bytes(gif(options.film, options.seconds))
+    target = ROOT / "videos" / f"{options.run}.gif"
+    target.write_bytes(small_gif(scenes(ROOT / "results" / options.run, round(options.seconds * FPS))))
     print(f"{FOLDER}: {len(notebooks.notebooks())} pictures; {target}: {target.stat().st_size / 1e6:.2f} MB")
     return 0
 
@@ -54,25 +60,51 @@ def picture(path: Path) -> bytes | None:
     return None
 
 
-def gif(film: Path, seconds: float, width: int = 640, fps: float = 7.5) -> bytes:
-    """The first seconds of a film as GIF, as wide as GIF_BYTES allow."""
-    step = round(imageio.immeta(film, plugin="FFMPEG")["fps"] / fps)
-    frames = list(islice(imageio.imiter(film, plugin="FFMPEG"), 0, round(seconds * fps) * step, step))
-    while True:
-        data = _gif(frames, width, fps)
-        if len(data) < GIF_BYTES:
-            return data
-        width = width * 7 // 8
+def scenes(run: Path, steps: int) -> list[Image.Image]:
+    """Frames of a run's policy, on a training level at the left and on an unseen one at the right."""
+    policy, config, _ = load_policy(run)
+    columns = []
+    for split in SPLIT_COLOR:
+        plays = (record_episode(policy, config, split=split, seed=s, max_steps=steps, size=GAME) for s in range(100))
+        play = next(play for play in plays if len(play.reward) == steps)
+        score = np.cumsum(play.reward) - play.reward  # before each step, as the picture is
+        columns.append([_scene(play.frames[i], split, score[i]) for i in range(0, steps, EVERY)])
+    return [_beside(*pair) for pair in zip(*columns, strict=True)]
 
 
-def _gif(frames: list, width: int, fps: float) -> bytes:
-    height = round(width * frames[0].shape[0] / frames[0].shape[1])
-    small = [Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS) for frame in frames]
-    palette = small[len(small) // 2].quantize(64)
-    small = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in small]
+def small_gif(frames: list[Image.Image]) -> bytes:
+    """The frames as a GIF that repeats, as large as GIF_BYTES allow."""
+    while len(data := gif(frames)) >= GIF_BYTES:
+        size = [side * 15 // 16 for side in frames[0].size]
+        frames = [frame.resize(size, Image.Resampling.LANCZOS) for frame in frames]
+    return data
+
+
+def gif(frames: list[Image.Image]) -> bytes:
+    """The frames as a GIF of 64 colours at the game's own speed."""
+    palette = frames[len(frames) // 2].quantize(64)
+    reduced = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     buffer = io.BytesIO()
-    small[0].save(buffer, "GIF", save_all=True, append_images=small[1:], duration=round(1000 / fps), loop=0)
+    reduced[0].save(buffer, "GIF", save_all=True, append_images=reduced[1:], duration=1000 * EVERY // FPS, loop=0)
     return buffer.getvalue()
+
+
+def _scene(frame: np.ndarray, split: str, score: float) -> Image.Image:
+    """The game's picture under a bar with the split's colour and name, and the score so far."""
+    image = Image.new("RGB", (GAME, HEADER + GAME), SPLIT_COLOR[split])
+    image.paste(Image.fromarray(frame), (0, HEADER))
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"), 16)
+    draw = ImageDraw.Draw(image)
+    draw.text((8, HEADER // 2), SPLIT_NAME[split], font=font, fill="white", anchor="lm")
+    draw.text((GAME - 8, HEADER // 2), f"score {score:g}", font=font, fill="white", anchor="rm")
+    return image
+
+
+def _beside(left: Image.Image, right: Image.Image) -> Image.Image:
+    image = Image.new("RGB", (2 * GAME + GAP, left.height), "white")
+    image.paste(left, (0, 0))
+    image.paste(right, (GAME + GAP, 0))
+    return image
 
 
 def _smaller(png: bytes) -> bytes:
