@@ -126,8 +126,9 @@ def main() -> None:
     parser.add_argument("name", choices=("ppo_lib", "textbook", "sb3"))
     parser.add_argument("--updates", type=int, default=1)
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--recurrent", action="store_true")
     options = parser.parse_args()
-    config = preset("paper", precision=options.precision)
+    config = preset("paper", precision=options.precision, recurrent=options.recurrent)
     if options.name == "sb3":
         seconds = train_with_sb3(config, options.updates)
     else:

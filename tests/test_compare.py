@@ -1,0 +1,63 @@
+"""The comparison with other implementations: its contenders train, its ratios and its page say what was measured."""
+
+import json
+
+import compare
+import contender
+import pytest
+from figure_audit import unnamed
+
+from ppo_lib import speed
+from ppo_lib.bench import bench
+from ppo_lib.config import PPOConfig
+
+
+@pytest.fixture
+def config(tiny) -> PPOConfig:
+    """The real game, feed-forward, one update of 4 x 16 steps."""
+    return tiny(recurrent=False)
+
+
+@pytest.mark.parametrize("textbook", [False, True])
+def test_ppo_lib_and_the_textbook_mode_train(monkeypatch, config, textbook):
+    for name in ("keep_freed_memory", "CPU_MICRO_BATCH"):  # the textbook mode changes both
+        monkeypatch.setattr(speed, name, getattr(speed, name))
+    assert 0 < contender.train_with_ppo_lib(config, updates=1, textbook=textbook) < 60
+
+
+def test_stable_baselines3_trains(config):
+    pytest.importorskip("stable_baselines3", reason="it is an extra: pip install 'deeplearningppo[bench]'")
+    assert 0 < contender.train_with_sb3(config, updates=1) < 60
+
+
+@pytest.fixture
+def measured(tiny, tmp_path):
+    """A folder with two made-up rounds, the second on a machine at half the speed, and two small benches."""
+    speeds = {"ppo_lib": 800, "recurrent": 640, "float32": 400, "textbook": 200, "sb3": 100}
+    rounds = [
+        {name: {"steps_per_second": rate / slow, "peak_memory_gb": {"process": slow}} for name, rate in speeds.items()}
+        for slow in (1, 2)
+    ]
+    for name in compare.PRESETS:
+        result = bench(tiny(), tmp_path / f"bench_{name}.json")
+    (tmp_path / "compare.json").write_text(json.dumps({"machine": result["machine"], "rounds": rounds}))
+    return tmp_path, rounds
+
+
+def test_ratios_are_taken_within_a_round(measured):
+    _, rounds = measured
+    row = compare.summarise(rounds)["ppo_lib"]
+    assert row == {"steps_per_second": 600, "peak_memory_gb": 2, "times_sb3": [8, 8]}
+    assert compare.ratios(rounds, "ppo_lib", "recurrent") == [1.25, 1.25]
+
+
+def test_the_page_and_its_pictures(measured):
+    folder, _ = measured
+    compare.show(folder)
+    page = (folder / "README.md").read_text()
+    assert "| ppo_lib | 600 | 2.00 | 8.00, 8.00 |" in page and "costs 1.25, 1.25 times" in page
+    assert "| backward |" in page and "`course`" in page
+    assert (folder / "compare.png").stat().st_size > 1000 and (folder / "split.png").stat().st_size > 1000
+    result = json.loads((folder / "compare.json").read_text())
+    benches = {name: json.loads((folder / f"bench_{name}.json").read_text()) for name in compare.PRESETS}
+    assert unnamed(compare.draw(result)) == unnamed(compare.draw_split(benches)) == []
