@@ -27,7 +27,7 @@ from ppo_lib.train import Trainer
 def train_with_ppo_lib(config: PPOConfig, updates: int, textbook: bool) -> float:
     """Seconds that the last `updates` updates took, after one to warm up."""
     if textbook:
-        speed.keep_freed_memory = lambda: None
+        speed.prepare_memory = lambda: None
         speed.CPU_MICRO_BATCH = config.minibatch_size
         config = config.replace(precision="float32")
     config = config.replace(total_steps=config.batch_size * (updates + 1), eval_interval=-1)

@@ -171,7 +171,8 @@ def _write_film(run_dir: Path, options: Options, levels: int) -> None:
 def _write_report(run_dirs: list[Path]) -> None:
     from .report import write_report
 
-    print(f"Report: {write_report(run_dirs)}")
+    page = write_report(run_dirs)
+    print(f"Report: {page.relative_to(Path.cwd()) if page.is_relative_to(Path.cwd()) else page}")
 
 
 def _find_run(name: str, results: Path) -> Path:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .pool import MaxPool
+
 IMPALA_CHANNELS = (16, 32, 32)
 FEATURES = 256  # D: width of the encoder's output and of the GRU's state
 # Adam moves every weight by about its step size, so small first weights learn faster. sqrt(2), the textbook's gain
@@ -38,7 +40,7 @@ class ImpalaBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.pool = MaxPool()
         self.residual1 = ResidualBlock(out_channels)
         self.residual2 = ResidualBlock(out_channels)
 

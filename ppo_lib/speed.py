@@ -3,7 +3,7 @@
 - `auto` measures: the encoder's forward and backward pass in float32 and in bf16, and takes bf16 if it is clearly
   faster. A resumed run keeps what it began with, so that it goes on bit for bit.
 - On Linux, glibc returns each big activation to the system and faults its pages in again at the next use. Raising
-  two `mallopt` thresholds keeps them: 100 times fewer page faults, a fifth faster.
+  two `mallopt` thresholds keeps them: 100 times fewer page faults, a fifth faster. Huge pages give some percent more.
 - Micro-batches keep activations small on CPUs; on GPUs a minibatch goes through in one piece.
 """
 
@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from .distributed import ALONE, Group
 from .model import ImpalaEncoder
 
 CPU_MICRO_BATCH = 256  # steps; activations of about 1 MB a step in bf16
+BLOCK, HUGE_PAGE = 1 << 29, 1 << 21  # bytes; three blocks hold what `paper` needs
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -63,7 +65,7 @@ def configure(config: PPOConfig, precision: str | None = None, group: Group = AL
             precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
             reason += f", {precision} (its fastest training format)"
         return Hardware(device, DTYPES[precision], config.minibatch_size, reason, cuda_graphs=True)
-    keep_freed_memory()
+    prepare_memory()
     torch.set_num_threads(max(1, usable_cores() // group.local_size))
     if precision == "auto":
         precision, why = group.first(_faster_on_cpu())
@@ -78,17 +80,27 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def keep_freed_memory() -> None:
-    """Make glibc keep big freed blocks for reuse (mallopt 3); elsewhere than on glibc this does nothing."""
+@lru_cache(maxsize=1)
+def prepare_memory() -> None:
+    """Make glibc keep big freed blocks for reuse (mallopt 3), in huge pages (madvise 2); without glibc do nothing."""
     if sys.platform != "linux":
         return
     try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        libc = ctypes.CDLL("libc.so.6")
+        mallopt, malloc, free, madvise = libc.mallopt, libc.malloc, libc.free, libc.madvise
     except (OSError, AttributeError):
         return
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
     mallopt(mmap_threshold, 1 << 30)
     mallopt(trim_threshold, (1 << 31) - 1)
+    malloc.restype, malloc.argtypes, free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    blocks = [malloc(BLOCK) for _ in range(3)]  # the heap grows: address space, of which only what is used costs
+    for block in filter(None, blocks):
+        first = -(-block // HUGE_PAGE) * HUGE_PAGE
+        madvise(first, (block + BLOCK - first) // HUGE_PAGE * HUGE_PAGE, 14)  # MADV_HUGEPAGE of mman.h
+    for block in blocks:
+        free(block)
 
 
 def synchronize(device: torch.device) -> None:

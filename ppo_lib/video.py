@@ -89,9 +89,47 @@ def film(
         shots = [(split, None) for split in ("train", "unseen") for _ in range(levels // 2)]
     if max_seconds <= 0:
         raise UserError(f"max_seconds must be above 0, not {max_seconds}.")
-    return write_video(
-        _sheets(policy, config, shots, seed, greedy, int(max_seconds * FPS), once), path, fps=FPS, max_bytes=max_bytes
-    )
+    columns = [split for split in ("train", "unseen") if any(shot[0] == split for shot in shots)]
+    if len(columns) < len({split for split, _ in shots}):
+        raise UserError("Every shot needs a split: 'train' or 'unseen'.")
+    known = f"Training levels ({config.num_levels or 'unlimited'})"
+    headers = [(split, known if split == "train" else "Unseen levels: never in training") for split in columns]
+    games = [[] for _ in columns]
+    for index, shot in enumerate(shots):
+        moments = moments_of(policy, config, shot, seed=derive_seed(seed, index), greedy=greedy)
+        games[columns.index(shot[0])].append(moments)
+    sheets = _sheets(games, headers, action_labels(config.env_name), int(max_seconds * FPS), once)
+    return write_video(sheets, path, fps=FPS, max_bytes=max_bytes)
+
+
+def film_beside(
+    players: Sequence[tuple[str, nn.Module, PPOConfig]],
+    path: str | Path,
+    *,
+    rows: int = 2,
+    seed: int = 0,
+    greedy: bool = False,
+    max_seconds: float = 20,
+    max_bytes: int = 1_000_000,
+) -> Path:
+    """Film several policies on the same levels, which none of them trained on: a column each, a level a row.
+
+    players: (header, policy, config) of each, with one game in common; the rest as for film, of which this is the twin
+    Returns the path. Raises UserError for players of different games and for unwritable files.
+    """
+    configs = [config for _, _, config in players]
+    if len({(config.env_name, config.distribution_mode) for config in configs}) > 1:
+        raise UserError("These agents play different games: choose runs with the same env_name and distribution_mode.")
+    first = max(config.unseen_levels[0] for config in configs)  # every config's unseen levels reach up to the last seed
+    count = min(config.unseen_levels[1] for config in configs)
+    levels = np.random.default_rng(derive_seed(seed, "film levels")).integers(first, first + count, rows)
+    games = [
+        [moments_of(policy, config, ("unseen", int(level)), seed=seed, greedy=greedy) for level in levels]
+        for _, policy, config in players
+    ]
+    headers = [("unseen", header) for header, _, _ in players]
+    sheets = _sheets(games, headers, action_labels(configs[0].env_name), int(max_seconds * FPS), once=False)
+    return write_video(sheets, path, fps=FPS, max_bytes=max_bytes)
 
 
 def record_episode(
@@ -168,29 +206,22 @@ def moments_of(
 
 
 def _sheets(
-    policy: nn.Module, config: PPOConfig, shots: Sequence[Shot], seed: int, greedy: bool, frames: int, once: bool
+    columns: Sequence[Sequence[Iterator[Moment]]],
+    headers: Sequence[tuple[str, str]],
+    labels: Sequence[str],
+    frames: int,
+    once: bool,
 ) -> Iterator[NDArray[np.uint8]]:
-    """The film's pictures, one a game step."""
-    labels = action_labels(config.env_name)
-    columns = [split for split in ("train", "unseen") if any(shot[0] == split for shot in shots)]
-    if len(columns) < len({split for split, _ in shots}):
-        raise UserError("Every shot needs a split: 'train' or 'unseen'.")
-    known = f"Training levels ({config.num_levels or 'unlimited'})"
-    headers = [(split, known if split == "train" else "Unseen levels: never in training") for split in columns]
-    games = [
-        _Game(moments_of(policy, config, shot, seed=derive_seed(seed, index), greedy=greedy), once)
-        for index, shot in enumerate(shots)
-    ]
+    """The film's pictures, one a game step: columns of games under their headers (split, text)."""
+    games = [[_Game(moments, once) for moments in column] for column in columns]
+    everyone = [game for column in games for game in column]
     try:
         for _ in range(frames):
-            pictures = [game.picture(labels) for game in games]
-            yield draw_sheet(
-                [[p for p, (s, _) in zip(pictures, shots, strict=True) if s == split] for split in columns], headers
-            )
-            if once and all(game.standing == 0 and game.over for game in games):
+            yield draw_sheet([[game.picture(labels) for game in column] for column in games], headers)
+            if once and all(game.standing == 0 and game.over for game in everyone):
                 break
     finally:
-        for game in games:
+        for game in everyone:
             game.moments.close()
 
 

@@ -79,6 +79,7 @@ def project(tmp_path_factory):
 def test_train_finish_leaves_everything_and_says_where(project):
     out = (project / "stdout.txt").read_text()
     report, film = re.search(r"Report: (.*)", out)[1], re.search(r"Film: +(.*)", out)[1]
+    assert (report, film) == ("results/first/report.html", "videos/first.mp4")
     assert (project / report).stat().st_size > 10_000 and (project / film).stat().st_size < 1_000_000
     folder = project / "results" / "first"
     assert [int(row["steps"]) for row in rows(folder / "metrics.csv")] == [64, 128]

@@ -20,7 +20,7 @@ def config(tiny) -> PPOConfig:
 
 @pytest.mark.parametrize("textbook", [False, True])
 def test_ppo_lib_and_the_textbook_mode_train(monkeypatch, config, textbook):
-    for name in ("keep_freed_memory", "CPU_MICRO_BATCH"):  # the textbook mode changes both
+    for name in ("prepare_memory", "CPU_MICRO_BATCH"):  # the textbook mode changes both
         monkeypatch.setattr(speed, name, getattr(speed, name))
     assert 0 < contender.train_with_ppo_lib(config, updates=1, textbook=textbook) < 60
 

@@ -36,7 +36,7 @@ def test_gae_equals_brute_force(steps, envs, gamma, lam, seed):
     tensors = [torch.from_numpy(a) for a in (reward, value, done, last_value)]
     advantage, return_ = gae(*tensors, gamma, lam)
     np.testing.assert_allclose(advantage, brute_force(reward, value, done, last_value, gamma, lam), atol=1e-10)
-    np.testing.assert_allclose(return_, advantage + value)
+    np.testing.assert_allclose(return_, advantage.numpy() + value)
 
 
 def test_gae_closed_form():
