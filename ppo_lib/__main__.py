@@ -135,8 +135,12 @@ def evaluate(options: Options) -> None:
 
 
 def video(options: Options) -> None:
-    """Film the run's policy on train levels beside unseen ones."""
-    _write_film(_find_run(options.run, options.results), options, options.levels)
+    """Film a run's policy on train levels beside unseen ones, or several runs' on the same unseen levels."""
+    runs = [_find_run(name, options.results) for name in options.runs]
+    if len(runs) == 1:
+        _write_film(runs[0], options, options.levels)
+    else:
+        _write_film_beside(runs, options, options.levels)
 
 
 def report(options: Options) -> None:
@@ -166,6 +170,20 @@ def _write_film(run_dir: Path, options: Options, levels: int) -> None:
 
     policy, config, _ = load_policy(run_dir)
     print(f"Film:   {film(policy, config, options.results.parent / 'videos' / f'{run_dir.name}.mp4', levels=levels)}")
+
+
+def _write_film_beside(run_dirs: list[Path], options: Options, levels: int) -> None:
+    from .checkpoint import load_policy
+    from .video import film_beside
+
+    if levels % len(run_dirs):
+        raise UserError(f"--levels must be a multiple of the {len(run_dirs)} runs, not {levels}.")
+    players = []
+    for run_dir in run_dirs:
+        policy, config, _ = load_policy(run_dir)
+        players.append((f"{run_dir.name}: {config.num_levels or 'unlimited'} training levels", policy, config))
+    path = options.results.parent / "videos" / f"{'-beside-'.join(run_dir.name for run_dir in run_dirs)}.mp4"
+    print(f"Film:   {film_beside(players, path, rows=levels // len(run_dirs))}")
 
 
 def _write_report(run_dirs: list[Path]) -> None:
@@ -242,8 +260,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--device", help="auto, cpu or cuda (default: the run's)")
     sub.add_argument("--unseen-levels", type=int, nargs=2, metavar=("FIRST", "COUNT"), help="play these; only printed")
     sub = add(video)
-    sub.add_argument("run", metavar="RUN")
-    sub.add_argument("--levels", type=_positive, default=4, metavar="N", help="games in the picture, half unseen")
+    sub.add_argument("runs", metavar="RUN", nargs="+", help="several: a column each, on levels that none trained on")
+    sub.add_argument("--levels", type=_positive, default=4, metavar="N", help="games in the picture")
     sub = add(report)
     sub.add_argument("runs", metavar="RUN", nargs="+")
     sub = add(bench, "paper", takes_config=True)

@@ -113,9 +113,15 @@ def test_evaluate_adds_episodes_and_prints_intervals(project):
 
 
 def test_video_and_report_commands(project):
-    for arguments in (("video", "first", "--levels", 2), ("report", "first")):
+    shutil.copytree(project / "results" / "first", project / "results" / "copy")
+    for arguments in (
+        ("video", "first", "--levels", 2),
+        ("video", "first", "copy", "--levels", 2),
+        ("report", "first"),
+    ):
         process = run(project, *arguments)
         assert process.returncode == 0, process.err
+    assert (project / "videos" / "first-beside-copy.mp4").is_file()
 
 
 @pytest.mark.parametrize("recurrent", ["--recurrent", "--no-recurrent"])
@@ -189,6 +195,7 @@ def test_a_finished_run_can_be_prolonged(project):
         ("evaluate first --episodes 0", "at least 1"),
         ("evaluate first --unseen-levels 40 20", "overlap"),
         ("video first --levels 3", "even number"),
+        ("video first first --levels 3", "multiple of the 2 runs"),
         ("report nowhere", "There is no run 'nowhere'"),
         ("fly first", "invalid choice"),
         ("", "COMMAND"),

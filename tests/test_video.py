@@ -102,6 +102,25 @@ def test_film_of_the_real_game(tmp_path: Path) -> None:
             video.film(Biased(), PPOConfig(), tmp_path / "run.mp4", **wrong)
 
 
+def test_film_of_several_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A column each, with the same levels in it, which lie beyond the training levels of all."""
+    played, moments_of = [], video.moments_of
+    monkeypatch.setattr(
+        video, "moments_of", lambda *a, **k: played.append((a[1].num_levels, a[2])) or moments_of(*a, **k)
+    )
+    configs = [PPOConfig(num_levels=10), PPOConfig(num_levels=0)]
+    players = [(f"agent {i}", Biased(), config) for i, config in enumerate(configs)]
+    path = video.film_beside(players, tmp_path / "beside.mp4", rows=2, max_seconds=1)
+    assert tuple(encode.film_facts(path)["size"]) == (1480, 1072)
+    assert [count for count, _ in played] == [10, 10, 0, 0]
+    shots = [shot for _, shot in played]
+    assert shots[:2] == shots[2:] and len(set(shots)) == 2
+    first, count = configs[1].unseen_levels  # the narrower choice
+    assert all(split == "unseen" and first <= level < first + count for split, level in shots)
+    with pytest.raises(UserError, match="different games"):
+        video.film_beside([*players, ("c", Biased(), PPOConfig(env_name="coinrun"))], tmp_path / "no.mp4")
+
+
 def test_recorded_episode_is_one_whole_episode() -> None:
     policy = Biased()
     episode = video.record_episode(policy, PPOConfig(), split="unseen", level=777, size=64)
