@@ -109,7 +109,8 @@ def page(result: dict, benches: dict[str, dict]) -> str:
         f"torch {m['torch']}, Python {m['python']}, {m['procgen']}.",
         "",
         "StarPilot, 64 environments x 256 steps, 3 epochs of 8 minibatches, the same network and the same games. "
-        f"Median of {len(rounds)} rounds; in each, every contender ran once, in a process of its own.",
+        f"Medians over {len(rounds)} round{'s' * (len(rounds) > 1)}; in each, every contender ran once, in a process "
+        "of its own.",
         "",
         "![steps per second](compare.png)",
         "",
@@ -166,7 +167,7 @@ def draw(result: dict) -> Figure:
         axis.annotate(text, (max(found), place), va="center")
     axis.set_yticks(range(len(summary)), [CONTENDERS[name][0] for name in summary])
     axis.invert_yaxis()
-    axis.set_xlabel("steps per second, higher is better (in brackets: times Stable-Baselines3; peak memory)")
+    axis.set_xlabel("steps per second (in brackets: times Stable-Baselines3, peak memory)")
     axis.set_xlim(0, 1.4 * max(row["steps_per_second"] for row in summary.values()))
     place = result["machine"]
     axis.set_title(f"{place['gpu'] or place['cpu']}, {place['hardware'].split(',')[0]}", fontsize=10)
