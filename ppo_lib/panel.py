@@ -58,10 +58,10 @@ def draw_tile(frame: NDArray[np.uint8], view: View, labels: Sequence[str]) -> ND
     panel = _empty_panel(view.split, tuple(labels)).copy()
     draw = ImageDraw.Draw(panel)
     accent = _BRIGHT[view.split]
-    draw.text((12, 34), f"level {view.level_seed}", font=_font(15), fill=_TEXT)
-    draw.text((12, 64), f"{view.score:g}", font=_font(34, bold=True), fill=_TEXT)
-    draw.text((212, 84), f"step {view.step}", font=_font(15), fill=_DIM, anchor="ra")
-    draw.text((212, 118), f"{view.values[-1]:.2f}", font=_font(15, bold=True), fill=_TEXT, anchor="ra")
+    draw.text((12, 34), f"level {view.level_seed}", font=font(15), fill=_TEXT)
+    draw.text((12, 64), f"{view.score:g}", font=font(34, bold=True), fill=_TEXT)
+    draw.text((212, 84), f"step {view.step}", font=font(15), fill=_DIM, anchor="ra")
+    draw.text((212, 118), f"{view.values[-1]:.2f}", font=font(15, bold=True), fill=_TEXT, anchor="ra")
     draw.line(_sparkline(view.values, (12, 142, 212, 188)), fill=accent, width=2)
     for index, probability in enumerate(view.probabilities):
         top = _BAR_TOP + index * _BAR_STEP
@@ -69,7 +69,7 @@ def draw_tile(frame: NDArray[np.uint8], view: View, labels: Sequence[str]) -> ND
         width = round(_BAR_WIDTH * float(probability))
         draw.rectangle((_BAR_LEFT, top + 2, _BAR_LEFT + max(1, width), top + 14), fill=accent if taken else "#66717d")
         if taken:
-            draw.text((12, top), labels[index], font=_font(12), fill="white")
+            draw.text((12, top), labels[index], font=font(12), fill="white")
     if view.over:
         frame = frame // 3
     picture = np.concatenate([frame, np.asarray(panel)], axis=1)
@@ -92,8 +92,8 @@ def draw_sheet(tiles: Sequence[Sequence[NDArray[np.uint8]]], headers: Sequence[t
 
 
 @lru_cache(maxsize=16)
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib."""
+def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib, `size` pixels high."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
 
@@ -104,15 +104,15 @@ def _empty_panel(split: str, labels: tuple[str, ...]) -> Image.Image:
     panel = Image.new("RGB", (PANEL_WIDTH, GAME_SIZE), _BACK)
     draw = ImageDraw.Draw(panel)
     draw.rectangle((0, 0, 5, GAME_SIZE), fill=SPLIT_COLOR[split])
-    draw.text((12, 10), f"{'training' if split == 'train' else 'unseen'} level", font=_font(16, bold=True),
+    draw.text((12, 10), f"{'training' if split == 'train' else 'unseen'} level", font=font(16, bold=True),
               fill=_BRIGHT[split])  # fmt: skip
-    draw.text((212, 64), "return", font=_font(13), fill=_DIM, anchor="ra")
-    draw.text((12, 120), "value estimate", font=_font(13), fill=_DIM)
+    draw.text((212, 64), "return", font=font(13), fill=_DIM, anchor="ra")
+    draw.text((12, 120), "value estimate", font=font(13), fill=_DIM)
     draw.rectangle((12, 140, 212, 190), outline=_LINE)
-    draw.text((12, 198), "action probabilities", font=_font(13), fill=_DIM)
+    draw.text((12, 198), "action probabilities", font=font(13), fill=_DIM)
     for index, label in enumerate(labels):
         top = _BAR_TOP + index * _BAR_STEP
-        draw.text((12, top), label, font=_font(12), fill=_DIM)
+        draw.text((12, top), label, font=font(12), fill=_DIM)
         draw.rectangle((_BAR_LEFT, top + 2, _BAR_LEFT + _BAR_WIDTH, top + 14), fill="#20252b")
     return panel
 
@@ -121,7 +121,7 @@ def _empty_panel(split: str, labels: tuple[str, ...]) -> Image.Image:
 def _header(split: str, text: str) -> NDArray[np.uint8]:
     """A bar in the split's colour with white text."""
     bar = Image.new("RGB", (GAME_SIZE + PANEL_WIDTH, HEADER_HEIGHT), SPLIT_COLOR[split])
-    ImageDraw.Draw(bar).text((14, 20), text, font=_font(20, bold=True), fill="white", anchor="lm")
+    ImageDraw.Draw(bar).text((14, 20), text, font=font(20, bold=True), fill="white", anchor="lm")
     return np.asarray(bar)
 
 
@@ -140,6 +140,6 @@ def _write_over(picture: NDArray[np.uint8], score: float, accent: str) -> NDArra
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)
     centre = GAME_SIZE // 2
-    draw.text((centre, centre - 26), "episode over", font=_font(26), fill=_TEXT, anchor="mm")
-    draw.text((centre, centre + 20), f"return {score:g}", font=_font(42, bold=True), fill=accent, anchor="mm")
+    draw.text((centre, centre - 26), "episode over", font=font(26), fill=_TEXT, anchor="mm")
+    draw.text((centre, centre + 20), f"return {score:g}", font=font(42, bold=True), fill=accent, anchor="mm")
     return np.asarray(image)

@@ -130,9 +130,8 @@ def kernel() -> ctypes.CDLL | None:
             source, target, library = (str(Path(folder, name)) for name in ("pool.c", "pool.o", "pool.so"))
             Path(source).write_text(SOURCE)
             _cc("-O3", "-march=native", "-fopenmp", "-fPIC", "-c", "-o", target, source)
-            _cc(
-                "-shared", "-o", library, target
-            )  # without -fopenmp: torch's own OpenMP is loaded, and its threads wait
+            # linked without -fopenmp: torch has loaded its own OpenMP, whose threads are shared
+            _cc("-shared", "-o", library, target)
             return ctypes.CDLL(library)
     except (OSError, subprocess.SubprocessError):
         return None

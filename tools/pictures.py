@@ -13,14 +13,14 @@ import io
 import sys
 from pathlib import Path
 
-import matplotlib
 import nbformat
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 import notebooks
 from ppo_lib.checkpoint import load_policy
 from ppo_lib.drawing import SPLIT_COLOR, SPLIT_NAME
+from ppo_lib.panel import font
 from ppo_lib.video import FPS, record_episode
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -93,10 +93,9 @@ def _scene(frame: np.ndarray, split: str, score: float) -> Image.Image:
     """The game's picture under a bar with the split's colour and name, and the score so far."""
     image = Image.new("RGB", (GAME, HEADER + GAME), SPLIT_COLOR[split])
     image.paste(Image.fromarray(frame), (0, HEADER))
-    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"), 16)
-    draw = ImageDraw.Draw(image)
-    draw.text((8, HEADER // 2), SPLIT_NAME[split], font=font, fill="white", anchor="lm")
-    draw.text((GAME - 8, HEADER // 2), f"score {score:g}", font=font, fill="white", anchor="rm")
+    draw, bold = ImageDraw.Draw(image), font(16, bold=True)
+    draw.text((8, HEADER // 2), SPLIT_NAME[split], font=bold, fill="white", anchor="lm")
+    draw.text((GAME - 8, HEADER // 2), f"score {score:g}", font=bold, fill="white", anchor="rm")
     return image
 
 
