@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .pool import MaxPool
+from . import kernels
 
 IMPALA_CHANNELS = (16, 32, 32)
 FEATURES = 256  # D: width of the encoder's output and of the GRU's state
@@ -40,11 +40,13 @@ class ImpalaBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.pool = MaxPool()
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         self.residual1 = ResidualBlock(out_channels)
         self.residual2 = ResidualBlock(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        if kernels.runs_block(x, self.conv.out_channels):
+            return kernels.impala_block(x, *self.parameters())  # the same, faster
         return self.residual2(self.residual1(self.pool(self.conv(x))))
 
 

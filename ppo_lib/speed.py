@@ -19,11 +19,12 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from . import kernels
 from .config import PPOConfig, UserError
 from .distributed import ALONE, Group
 from .model import ImpalaEncoder
 
-CPU_MICRO_BATCH = 256  # steps; activations of about 1 MB a step in bf16
+CPU_MICRO_BATCH = 256  # steps, with activations of 1 MB each in bf16, or a quarter by impala.c
 BLOCK, HUGE_PAGE = 1 << 29, 1 << 21  # bytes; three blocks hold what `paper` needs
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -72,6 +73,8 @@ def configure(config: PPOConfig, precision: str | None = None, group: Group = AL
         reason += f", {precision} ({why})"
     if precision == "fp16":
         raise UserError("fp16 needs a GPU; use --precision bf16, float32 or auto on a CPU.")
+    if precision == "bf16" and kernels.library() is not None:
+        reason += ", IMPALA blocks in C"
     return Hardware(device, DTYPES[precision], CPU_MICRO_BATCH, reason)
 
 

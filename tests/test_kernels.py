@@ -1,0 +1,143 @@
+"""The C functions for the IMPALA block compute what torch computes, and their absence changes nothing but speed."""
+
+import subprocess
+
+import pytest
+import torch
+
+from ppo_lib import kernels
+from ppo_lib.model import ImpalaBlock
+
+here = pytest.mark.skipif(
+    kernels.library() is None, reason="this machine has no AVX512-BF16 or no C compiler: torch does the work"
+)
+# of the input: B, C, H, W; channels of the output
+SHAPES = [
+    (2, 3, 64, 64, 16), (2, 16, 32, 32, 32), (3, 32, 16, 16, 32),  # the three blocks of ImpalaEncoder
+    (3, 3, 7, 10, 32), (1, 16, 10, 7, 16), (4, 32, 3, 1, 16), (5, 16, 2, 3, 32),
+]  # fmt: skip
+
+
+def block_and_input(shape, whole_numbers=False):
+    """A block, and images in bf16. whole_numbers: so small that sums of them are exact even in bf16."""
+    n, channels, height, width, out = shape
+    generator = torch.Generator().manual_seed(0)
+    block = ImpalaBlock(channels, out).to(memory_format=torch.channels_last)
+    x = torch.rand((n, channels, height, width), generator=generator)
+    if whole_numbers:
+        x = (2 * x).round()
+        for parameter in block.parameters():
+            kept = torch.rand(parameter.shape, generator=generator) < 2 / parameter[0].numel()
+            signs = torch.randint(0, 2, parameter.shape, generator=generator) * 2.0 - 1
+            parameter.data.copy_(signs * kept)
+    return block, x.bfloat16().contiguous(memory_format=torch.channels_last)
+
+
+def run(block, x, dtype=torch.bfloat16):
+    """[output, gradients of the parameters, gradient of x unless it is RGB], in float32."""
+    x = x.to(dtype, copy=True).requires_grad_(x.shape[1] != kernels.RGB)
+    block.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        y = block(x)
+    assert y.is_contiguous(memory_format=torch.channels_last) and y.dtype == dtype
+    y.backward(torch.randint(-1, 2, y.shape, generator=torch.Generator().manual_seed(1)).to(dtype))
+    given = [] if x.grad is None else [x.grad.float()]
+    return [y.detach().float(), *(p.grad.clone() for p in block.parameters()), *given]
+
+
+def by_torch(monkeypatch, *arguments):
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "library", lambda: None)
+        return run(*arguments)
+
+
+@here
+@pytest.mark.parametrize("shape", SHAPES)
+def test_whole_numbers_give_torchs_results_exactly(shape):
+    """Ties of the pooling, borders, odd sizes, transposed weights: all exact, where rounding hides nothing."""
+    block, x = block_and_input(shape, whole_numbers=True)
+    expected = run(block, x, torch.float32)
+    assert expected[0].abs().max() <= 256 and all(e.abs().sum() > 0 for e in expected)
+    for found, exact in zip(run(block, x), expected, strict=True):
+        assert torch.equal(found, exact)
+
+
+@here
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rounding_is_no_worse_than_torchs(shape, monkeypatch):
+    block, x = block_and_input(shape)
+    exact = run(block, x, torch.float32)
+    ours, torchs = run(block, x), by_torch(monkeypatch, block, x)
+    for our, its, e in zip(ours, torchs, exact, strict=True):
+        assert (our - e).norm() <= 2 * (its - e).norm() + 1e-3 * e.norm()
+
+
+@here
+def test_values_are_the_same_without_gradients_and_alone():
+    block, x = block_and_input(SHAPES[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        y = block(x)
+        with torch.no_grad():
+            assert torch.equal(block(x), y)
+        first = block(x[:1])
+    assert torch.equal(first, y[:1])  # an image's values don't depend on its neighbours
+
+
+@here
+def test_one_thread_computes_what_several_do(monkeypatch):
+    block, x = block_and_input((5, 16, 9, 9, 32), whole_numbers=True)
+    found = []
+    for threads in (1, 3, 8):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        found.append(run(block, x))
+    for results in zip(*found, strict=True):
+        assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@here
+def test_nan_comes_out():
+    block, x = block_and_input((1, 16, 8, 8, 16))
+    for bad in (torch.nan, -torch.nan):
+        block.residual1.conv1.bias.data[0] = bad
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            assert block(x).isnan().any()
+
+
+@here
+def test_the_library_is_compiled_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compile_it = kernels.library.__wrapped__
+    assert compile_it() is not None
+    assert [path.suffix for path in (tmp_path / "ppo_lib").iterdir()] == [".so"]
+    monkeypatch.setattr(subprocess, "run", None)
+    assert compile_it() is not None
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("cc"), subprocess.CalledProcessError(1, "cc")])
+def test_without_a_compiler_torch_does_it(monkeypatch, tmp_path, error):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(subprocess, "run", fail)
+    monkeypatch.setattr(kernels, "library", kernels.library.__wrapped__)
+    block, x = block_and_input(SHAPES[1])
+    assert not kernels.runs_block(x, 32)
+    assert run(block, x)[0].shape == (2, 32, 16, 16)
+    assert not list(tmp_path.glob("ppo_lib/*"))  # nothing half done is left
+
+
+@pytest.mark.parametrize("flags", ["fpu avx512f", "avx512_bf16 amx_bf16", None])
+def test_other_processors_are_left_to_torch(monkeypatch, tmp_path, flags):
+    monkeypatch.setattr(kernels, "CPU", tmp_path / "cpuinfo")
+    if flags:
+        kernels.CPU.write_text(f"processor : 0\nflags\t\t: {flags}\n")
+    assert kernels.library.__wrapped__() is None
+
+
+def test_float32_and_other_widths_are_left_to_torch():
+    x = torch.zeros(1, 16, 4, 4)
+    assert not kernels.runs_block(x, 32)
+    assert not kernels.runs_block(x.bfloat16(), 64)
+    assert not kernels.runs_block(torch.zeros(1, 64, 4, 4).bfloat16(), 32)
+    assert not kernels.runs_block(torch.zeros(1, 3, 4, 4).bfloat16().requires_grad_(), 16)
