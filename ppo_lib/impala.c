@@ -1,5 +1,5 @@
-// One IMPALA block (3x3 conv, 3x3 max-pool of stride 2, two residual blocks) in bf16, forward and backward, for CPUs
-// with AVX512-BF16. kernels.py compiles and calls it.
+// One IMPALA block (3x3 conv, 3x3 max-pool of stride 2, two residual blocks) in bf16, or its pooling alone, forward and
+// backward, for CPUs with AVX512-BF16. kernels.py compiles and calls it.
 //
 // - One image after the other goes through the whole block, so that all between stays in the core's own cache.
 // - An image is [height][width][channels], channels a multiple of 16; a padded one has a border of zeros.
@@ -349,4 +349,22 @@ void block_backward(const bf16 *x, const float **weights, const bf16 *dy, const 
         free(room), free(more_room);
     }
     for (int k = 0; k < CONVS; k++) free(packed[k]);
+}
+
+// --- the pooling alone -----------------------------------------------------------------------------------------------
+
+// x [n][h][w][c] -> y, place [n][H][W][c]
+void pool_forward(const bf16 *x, bf16 *y, uint8_t *place, long n, long h, long w, long c, int threads) {
+    const long H = (h + 1) / 2, W = (w + 1) / 2;
+    #pragma omp parallel for num_threads(threads)
+    for (long i = 0; i < n; i++)
+        pool(view(x + i * h * w * c, h, w, c), view(y + i * H * W * c, H, W, c), place + i * H * W * c);
+}
+
+// dy, place [n][H][W][c] -> dx [n][h][w][c]
+void pool_backward(const bf16 *dy, const uint8_t *place, bf16 *dx, long n, long h, long w, long c, int threads) {
+    const long H = (h + 1) / 2, W = (w + 1) / 2;
+    #pragma omp parallel for num_threads(threads)
+    for (long i = 0; i < n; i++)
+        pool_gradient(view(dy + i * H * W * c, H, W, c), place + i * H * W * c, view(dx + i * h * w * c, h, w, c));
 }

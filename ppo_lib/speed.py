@@ -74,7 +74,7 @@ def configure(config: PPOConfig, precision: str | None = None, group: Group = AL
     if precision == "fp16":
         raise UserError("fp16 needs a GPU; use --precision bf16, float32 or auto on a CPU.")
     if precision == "bf16" and kernels.library() is not None:
-        reason += ", IMPALA blocks in C"
+        reason += ", pooling in C" if "amx_bf16" in kernels.features() else ", IMPALA blocks in C"
     return Hardware(device, DTYPES[precision], CPU_MICRO_BATCH, reason)
 
 

@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ppo_lib import kernels
 from ppo_lib.model import ImpalaBlock
@@ -11,6 +12,15 @@ from ppo_lib.model import ImpalaBlock
 here = pytest.mark.skipif(
     kernels.library() is None, reason="this machine has no AVX512-BF16 or no C compiler: torch does the work"
 )
+
+
+@pytest.fixture(autouse=True)
+def _without_matrix_units(monkeypatch):
+    """Where the processor has them, the block is tested all the same."""
+    monkeypatch.setattr(kernels, "features", lambda: FEATURES - {"amx_bf16"})
+
+
+ALL_FEATURES, FEATURES = kernels.features, kernels.features()
 # of the input: B, C, H, W; channels of the output
 SHAPES = [
     (2, 3, 64, 64, 16), (2, 16, 32, 32, 32), (3, 32, 16, 16, 32),  # the three blocks of ImpalaEncoder
@@ -43,6 +53,10 @@ def run(block, x, dtype=torch.bfloat16):
     y.backward(torch.randint(-1, 2, y.shape, generator=torch.Generator().manual_seed(1)).to(dtype))
     given = [] if x.grad is None else [x.grad.float()]
     return [y.detach().float(), *(p.grad.clone() for p in block.parameters()), *given]
+
+
+def pooled(x):
+    return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
 
 def by_torch(monkeypatch, *arguments):
@@ -127,12 +141,40 @@ def test_without_a_compiler_torch_does_it(monkeypatch, tmp_path, error):
     assert not list(tmp_path.glob("ppo_lib/*"))  # nothing half done is left
 
 
-@pytest.mark.parametrize("flags", ["fpu avx512f", "avx512_bf16 amx_bf16", None])
+@pytest.mark.parametrize("flags", ["fpu avx512f", None])
 def test_other_processors_are_left_to_torch(monkeypatch, tmp_path, flags):
     monkeypatch.setattr(kernels, "CPU", tmp_path / "cpuinfo")
+    monkeypatch.setattr(kernels, "features", ALL_FEATURES.__wrapped__)
     if flags:
         kernels.CPU.write_text(f"processor : 0\nflags\t\t: {flags}\n")
+        assert "avx512f" in kernels.features()
     assert kernels.library.__wrapped__() is None
+
+
+@here
+def test_where_there_are_matrix_units_only_the_pooling_is_done(monkeypatch):
+    """Its values are torch's, and its gradients the exact sums, rounded once."""
+    monkeypatch.setattr(kernels, "features", lambda: FEATURES | {"amx_bf16"})
+    assert not kernels.runs_block(torch.zeros(1, 16, 4, 4).bfloat16(), 32)
+    for shape in ((2, 16, 64, 64), (3, 32, 7, 10), (1, 48, 10, 7), (2, 16, 1, 1), (1, 16, 2, 3)):
+        x = (2 * torch.randn(shape, generator=torch.Generator().manual_seed(0))).round() / 2  # many ties
+        x = x.bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
+        exact = x.detach().float().requires_grad_()
+        y, reference = kernels.MaxPool()(x), pooled(exact)
+        assert torch.equal(y, pooled(x)) and y.is_contiguous(memory_format=torch.channels_last)
+        gradient = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+        y.backward(gradient)
+        reference.backward(gradient.float())
+        assert torch.equal(x.grad, exact.grad.bfloat16())
+    assert torch.equal(kernels.MaxPool()(x.float()), pooled(x.float()))
+
+
+@here
+def test_pooling_signed_zeros_and_infinities():
+    x = torch.tensor([-0.0, 0.0, -1.0, -torch.inf, torch.inf, 1e-40, -1e-40, 3.0, -3.0]).bfloat16()
+    x = x.view(1, 1, 3, 3).expand(1, 16, 3, 3).contiguous(memory_format=torch.channels_last)
+    for window in (x, -x, torch.full_like(x, -torch.inf)):
+        assert torch.equal(kernels.MaxPool()(window), pooled(window))
 
 
 def test_float32_and_other_widths_are_left_to_torch():
