@@ -122,6 +122,15 @@ def summarize_experiment(runs: Sequence[Run]) -> RunSummary:
     return RunSummary(summaries["train"], summaries["unseen"], gap, steps)
 
 
+def first_reached(run: Run, split: str, target: float) -> tuple[int, float] | None:
+    """(steps, seconds of training) of the first evaluation with a mean return of at least `target`, if there is one."""
+    episodes = run.evaluation.select(split)
+    for steps in episodes.checkpoints:
+        if episodes.select(split, steps).returns.mean() >= target:
+            return steps, float(np.interp(steps, run.metrics["steps"], run.metrics["seconds"]))
+    return None
+
+
 def group_experiments(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """Label -> runs that differ by nothing but their seed and machine.
 

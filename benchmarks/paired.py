@@ -1,0 +1,200 @@
+"""What does one setting change? Runs that differ from a base in one setting, compared with it seed by seed.
+
+    python -m ppo_lib sweep --sweep precision --preset paper --total-steps 300000 --eval-interval 0 \\
+        --seed 1 2 3 --precision bf16 float32                  # an hour and a half on two CPU cores
+    python benchmarks/paired.py results/precision --base precision=float32
+
+writes README.md and paired.png into the folder, from the runs' CSVs alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ppo_lib.config import UserError
+from ppo_lib.drawing import (
+    GREY,
+    RETURN,
+    SPLIT_COLOR,
+    SPLIT_NAME,
+    STEPS,
+    format_steps,
+    label_axes,
+    legend_above,
+    new_figure,
+    run_color,
+)
+from ppo_lib.runs import SPLITS, Run, first_reached, load_runs
+from ppo_lib.stats import Estimate, estimate, generalization_gap
+
+FREE = ("seed", "device", "eval_interval", "eval_episodes", "checkpoint_interval")  # in which runs of a group differ
+
+
+@dataclass(frozen=True)
+class Group:
+    """The complete runs of one setting, by seed."""
+
+    settings: dict[str, object]  # the config without FREE
+    runs: dict[int, Run]
+
+    def says(self, field: str, value: str) -> bool:
+        """Whether `field=value`, as typed, holds here."""
+        return str(self.settings.get(field)).lower() == value.lower()
+
+    def changes(self, base: Group) -> dict[str, object]:
+        """The settings that differ from the base's."""
+        return {name: value for name, value in self.settings.items() if value != base.settings[name]}
+
+    def name(self, base: Group) -> str:
+        """What differs from the base, in words."""
+        return ", ".join(f"`{field}` {value}" for field, value in self.changes(base).items()) or "base"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; 0, or 2 if there is nothing to compare."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="the folder of a sweep, such as results/precision")
+    parser.add_argument("--base", metavar="FIELD=VALUE", default="", help="the setting to compare with")
+    options = parser.parse_args(arguments)
+    try:
+        base, variants = load_groups(options.folder, options.base)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    draw(base, variants).savefig(options.folder / "paired.png", dpi=100)
+    (options.folder / "README.md").write_text(page(options.folder, base, variants), encoding="utf-8")
+    print(f"Written: {options.folder / 'README.md'}")
+    return 0
+
+
+def load_groups(folder: Path, wish: str = "") -> tuple[Group, list[Group]]:
+    """The base and the groups that differ from it in one setting and share a seed with it.
+
+    Without a wish the base is the group from which most others differ in one setting. Raises UserError if no group
+    fits the wish or there is no pair.
+    """
+    groups: dict[tuple, Group] = {}
+    for run in load_runs([path.parent for path in sorted(folder.glob("*/evaluation.csv"))]):
+        if run.steps < run.config.total_steps or any(set(run.final(s).steps) != {run.steps} for s in SPLITS):
+            continue  # not yet complete
+        settings = {name: value for name, value in run.config.to_dict().items() if name not in FREE}
+        groups.setdefault(tuple(settings.items()), Group(settings, {})).runs[run.config.seed] = run
+    field, _, value = wish.partition("=")
+    bases = [group for group in groups.values() if not wish or group.says(field, value)]
+    best: tuple[Group | None, list[Group]] = (None, [])
+    for base in bases:
+        near = [g for g in groups.values() if len(g.changes(base)) == 1 and g.runs.keys() & base.runs.keys()]
+        if len(near) > len(best[1]):
+            best = base, near
+    if best[0] is None:
+        raise UserError(
+            f"{folder} holds no two complete runs of one seed that differ in one setting: run the sweep first."
+        )
+    return best
+
+
+def pairs(base: Group, variant: Group, split: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Returns at the end of the variant's runs and of the base's, for the seeds that both have, in their order."""
+    seeds = sorted(base.runs.keys() & variant.runs.keys())
+    return tuple([group.runs[seed].final(split).returns for seed in seeds] for group in (variant, base))
+
+
+def difference(base: Group, variant: Group, split: str) -> Estimate:
+    """Variant minus base at the end; seeds are resampled in pairs, episodes within each run."""
+    return generalization_gap(*pairs(base, variant, split))
+
+
+def speed(group: Group) -> float:
+    """Steps per second: the median of all updates, which a pause of the machine doesn't move."""
+    return float(np.median(np.concatenate([run.metrics["steps_per_second"] for run in group.runs.values()])))
+
+
+def page(folder: Path, base: Group, variants: list[Group]) -> str:
+    """The tables, in Markdown."""
+    run = next(iter(base.runs.values()))
+    known = {"num_levels", "recurrent", "num_epochs", "total_steps"} | {f for v in variants for f in v.changes(base)}
+    lines = [
+        "# " + " · ".join(sorted({field for v in variants for field in v.changes(base)})),
+        "",
+        "Runs that differ from the base in one setting, seed by seed. Base: "
+        + ", ".join(f"`{field}` {base.settings[field]}" for field in base.settings if field in known)
+        + f"; {run.steps:,} steps. {len(run.final('unseen'))} complete episodes a run and split; raw scores with 95% "
+        "bootstrap intervals over seeds (in pairs) and episodes. Of few seeds such an interval is too narrow.",
+        "",
+        "![return while training, and the differences at the end](paired.png)",
+        "",
+        "| setting | seeds | training levels | unseen levels | steps/s |",
+        "|---|---|---|---|---:|",
+    ]
+    for group in (base, *variants):
+        means = [str(estimate([run.final(split).returns for run in group.runs.values()])) for split in SPLITS]
+        seeds = " ".join(map(str, sorted(group.runs)))
+        lines.append(f"| {group.name(base)} | {seeds} | {' | '.join(means)} | {speed(group):.0f} |")
+    lines += [
+        "",
+        "| setting minus base | training levels | by seed | unseen levels | by seed |",
+        "|---|---|---|---|---|",
+    ]
+    for variant in variants:
+        cells = []
+        for split in SPLITS:
+            by_seed = (a.mean() - b.mean() for a, b in zip(*pairs(base, variant, split), strict=True))
+            cells += [str(difference(base, variant, split)), ", ".join(f"{value:+.2f}" for value in by_seed)]
+        lines.append(f"| {variant.name(base)} | {' | '.join(cells)} |")
+    lines += ["", *reached((base, *variants), base)]
+    lines.append(f"Made by `python benchmarks/paired.py results/{folder.name}` from the CSVs beside it.")
+    return "\n".join(lines) + "\n"
+
+
+def reached(groups: tuple[Group, ...], base: Group, targets: tuple[float, ...] = (5, 8)) -> list[str]:
+    """A table of when each run's mean on unseen levels was first at or above the targets; nothing if none was."""
+    rows = []
+    for group in groups:
+        for seed, run in sorted(group.runs.items()):
+            times = [first_reached(run, "unseen", target) for target in targets]
+            cells = [f"{format_steps(time[0])} steps, {time[1] / 60:.0f} min" if time else "not" for time in times]
+            rows.append((any(times), f"| {group.name(base)} | {seed} | {' | '.join(cells)} |"))
+    if not any(found for found, _ in rows):
+        return []
+    header = [f"unseen return first at {target:g} or more" for target in targets]
+    rule = "|---" * (2 + len(targets)) + "|"
+    note = "Minutes of training on the run's machine, without evaluations, where a run was evaluated."
+    return [f"| setting | seed | {' | '.join(header)} |", rule, *(row for _, row in rows), "", note, ""]
+
+
+def draw(base: Group, variants: list[Group]) -> Figure:
+    """Return while training, mean over seeds (left); differences at the end (right)."""
+    figure, axes = new_figure(1, 2, height=2.2 + 0.35 * len(variants))
+    for index, group in enumerate((base, *variants)):
+        logs = [run.metrics for run in group.runs.values()]
+        updates = min(len(log["steps"]) for log in logs)
+        mean = np.mean([log["return_mean"][:updates] for log in logs], axis=0)
+        name = group.name(base).replace("`", "")
+        axes[0].plot(logs[0]["steps"][:updates], mean, color=run_color(index), lw=1.3, label=name)
+    for place, variant in enumerate(variants):
+        for split, shift in zip(SPLITS, (-0.12, 0.12), strict=True):
+            found = difference(base, variant, split)
+            error = [[found.value - found.low], [found.high - found.value]]
+            label = None if place else SPLIT_NAME[split]
+            axes[1].errorbar(
+                found.value, place + shift, xerr=error, fmt="o", ms=4, capsize=3, color=SPLIT_COLOR[split], label=label
+            )
+    axes[1].axvline(0, color=GREY, lw=1, ls="--")
+    label_axes(axes[0], STEPS, RETURN)
+    label_axes(axes[1], "difference of the return", "")
+    axes[1].set_yticks(
+        range(len(variants)), [v.name(base).replace("`", "").replace("_", "_\n") for v in variants], fontsize=7
+    )
+    axes[1].set_ylim(len(variants) - 0.5, -0.5)
+    legend_above(figure, [*axes[0].get_legend_handles_labels()[0], *axes[1].get_legend_handles_labels()[0]])
+    return figure
+
+
+if __name__ == "__main__":
+    sys.exit(main())
