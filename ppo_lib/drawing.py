@@ -30,7 +30,7 @@ RETURN = "return (score of an episode)"
 STEPS = "training (game steps)"
 
 
-def new_figure(rows: int, columns: int, height: float = 3.2, **options: bool) -> tuple[Figure, list[Axes]]:
+def new_figure(rows: int, columns: int, height: float = 3.2, **options: object) -> tuple[Figure, list[Axes]]:
     """A figure 5 inches (1,000 pixels) wide and its axes in reading order."""
     figure = Figure(figsize=(5, height), dpi=200, layout="constrained", facecolor="white")
     axes = figure.subplots(rows, columns, squeeze=False, **options).ravel().tolist()

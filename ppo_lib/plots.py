@@ -32,8 +32,8 @@ from .drawing import (
     running_mean,
     whisker,
 )
-from .runs import SPLITS, Evaluation, Run, Runs, group_experiments, load_runs, summarize_experiment
-from .stats import RANDOM_RETURN, estimate
+from .runs import SPLITS, Evaluation, Run, Runs, group_experiments, group_families, load_runs, summarize_experiment
+from .stats import RANDOM_RETURN, Estimate, estimate
 
 
 def learning_curve(runs: Runs, reference: str | Path | None = None) -> Figure:
@@ -157,35 +157,51 @@ def diagnostics(run: Run | str | Path) -> Figure:
 
 
 def levels_curve(runs: Runs) -> Figure:
-    """Return on training and unseen levels against the number of training levels (log axis; unlimited at the right)."""
-    runs = load_runs(runs)
-    figure, axes = new_figure(1, 1)
-    axis = axes[0]
-    groups = list(group_experiments(runs).values())
-    finite = sorted({group[0].config.num_levels for group in groups} - {0})
+    """Return on training and unseen levels (above) and the gap (below) against the number of training levels.
+
+    The axis is logarithmic, with unlimited levels at its right. A line joins experiments that differ in the number of
+    levels alone; where there are several such families, the legend says what sets them apart.
+    """
+    families = group_families(load_runs(runs))
+    figure, (above, below) = new_figure(2, 1, height=5.2, sharex=True, height_ratios=(2, 1))
+    finite = sorted({run.config.num_levels for family in families.values() for run in family} - {0})
     unlimited = 4 * max(finite, default=1)
-    for split in SPLITS:
-        points = []
-        for group in groups:
-            found = getattr(summarize_experiment(group), split)
-            if found is not None:
-                points.append((group[0].config.num_levels or unlimited, found.mean))
-        points.sort(key=lambda point: point[0])
-        axis.plot([x for x, _ in points], [mean.value for _, mean in points], "o-", color=SPLIT_COLOR[split],
-                  label=SPLIT_NAME[split], lw=1.5, ms=5)  # fmt: skip
-        for x, mean in points:
-            whisker(axis, x, mean, SPLIT_COLOR[split])
-    draw_random(axis, runs)
-    label_axes(axis, "training levels", RETURN)
-    axis.set_xscale("log")
+    for index, (name, family) in enumerate(families.items()):
+        style = {"marker": "os^Dv"[index % 5], "ls": ("-", "--", ":")[index % 3], "lw": 1.5, "ms": 5}
+        groups: dict[int, list[Run]] = {}
+        for run in family:
+            groups.setdefault(run.config.num_levels or unlimited, []).append(run)
+        summaries = {x: summarize_experiment(group) for x, group in sorted(groups.items())}
+        beside = 1.07**index  # so that no interval hides another
+        for split, left in (("train", 1 / 1.02), ("unseen", 1.02)):
+            label = ", ".join(filter(None, (SPLIT_NAME[split], name)))
+            means = {x: found.mean for x, s in summaries.items() if (found := getattr(s, split)) is not None}
+            _draw_estimates(above, means, left * beside, SPLIT_COLOR[split], label, style)
+        gaps = {x: s.gap for x, s in summaries.items() if s.gap is not None}
+        _draw_estimates(below, gaps, beside, "#222222", None, style)
+    draw_random(above, [run for family in families.values() for run in family])
+    below.axhline(0, color=GREY, lw=1)
+    label_axes(above, "", RETURN)
+    label_axes(below, "training levels", "gap (train - unseen)")
+    below.set_xscale("log")
     ticks = {x: f"{x:,}" for x in finite}
-    if any(group[0].config.num_levels == 0 for group in groups):
+    if any(run.config.num_levels == 0 for family in families.values() for run in family):
         ticks[unlimited] = "all"
-    axis.set_xticks(list(ticks), list(ticks.values()))
-    axis.minorticks_off()
-    axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
-    legend_above(figure, axis.get_legend_handles_labels()[0])
+    below.set_xticks(list(ticks), list(ticks.values()))
+    below.minorticks_off()
+    below.set_xlim(min(ticks, default=1) / 1.4, max(ticks, default=1) * 1.4)
+    above.set_ylim(bottom=min(0, above.get_ylim()[0]))
+    legend_above(figure, above.get_legend_handles_labels()[0])
     return figure
+
+
+def _draw_estimates(
+    axis: Axes, estimates: dict[int, Estimate], shift: float, color: str, label: str | None, style: dict[str, object]
+) -> None:
+    """x -> estimate, as a line with intervals; all x are multiplied by `shift`."""
+    axis.plot([x * shift for x in estimates], [e.value for e in estimates.values()], color=color, label=label, **style)
+    for x, found in estimates.items():
+        whisker(axis, x * shift, found, color)
 
 
 def _draw_training(axis: Axes, run: Run, color: str, label: str | None) -> None:

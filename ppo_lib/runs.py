@@ -19,6 +19,7 @@ from .stats import Estimate, Summary, generalization_gap, summarize
 
 SPLITS = ("train", "unseen")
 EVALUATION_COLUMNS = ("steps", "split", "level_seed", "return", "length")
+_LEVEL_FIELDS = ("num_levels", "start_level")
 # Fields in which the runs of one experiment may differ: chance, the machine, and what is measured.
 _SIBLING_FIELDS = ("seed", "device", "precision", "eval_interval", "eval_episodes", "checkpoint_interval")
 
@@ -145,6 +146,20 @@ def group_experiments(runs: Iterable[Run]) -> dict[str, list[Run]]:
         label = group[0].name if len(group) == 1 else f"{group[0].name} ({len(group)} seeds)"
         labels[f"{group[0].path.parent.name}/{label}" if label in labels else label] = group
     return labels
+
+
+def group_families(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Runs that differ by nothing but the training levels, their seed and machine, under what sets them apart.
+
+    The name of a family says the settings in which it differs from the largest one, whose name is empty.
+    """
+    groups: dict[tuple, list[Run]] = {}
+    for run in runs:
+        settings = {k: v for k, v in run.config.to_dict().items() if k not in (*_SIBLING_FIELDS, *_LEVEL_FIELDS)}
+        groups.setdefault(tuple(settings.items()), []).append(run)
+    families = sorted(groups.items(), key=lambda item: -len({run.config.num_levels for run in item[1]}))
+    names = [", ".join(f"{k} {v}" for k, v in key if v != dict(families[0][0])[k]) for key, _ in families]
+    return dict(zip(names, (family for _, family in families), strict=True))
 
 
 def read_evaluation(path: str | Path) -> Evaluation:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ppo_lib import drawing, plots
 from ppo_lib.config import UserError
-from ppo_lib.runs import load_run
+from ppo_lib.runs import load_run, summarize_run
 
 REFERENCE = Path(__file__).parents[1] / "results" / "reference" / "starpilot_easy200_openai_ppo.csv"
 
@@ -73,8 +73,21 @@ def test_learning_curve_lays_published_runs_under_ours(tmp_path: Path) -> None:
 
 def test_unlimited_levels_stand_at_the_right(tmp_path: Path) -> None:
     folders = [make_run(tmp_path / str(n), num_levels=n) for n in (50, 200, 0)]
-    axis = plots.levels_curve(folders).axes[0]
+    axis = plots.levels_curve(folders).axes[1]
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["50", "200", "all"]
+
+
+def test_a_line_joins_only_what_differs_in_levels_alone(tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / str(n), num_levels=n) for n in (10, 200)]
+    folders.append(make_run(tmp_path / "other", num_levels=200, recurrent=False))
+    above, below = plots.levels_curve(folders).axes
+    lines = dict(zip(above.get_legend_handles_labels()[1], above.get_legend_handles_labels()[0], strict=True))
+    assert [len(lines[f"{split} levels"].get_xdata()) for split in ("training", "unseen")] == [2, 2]
+    alone = lines["training levels, recurrent False"]
+    assert list(alone.get_ydata()) == [load_run(folders[2]).final("train").returns.mean()]
+    gaps = [line.get_ydata() for line in below.lines if line.get_marker() in ("o", "s")]
+    assert [len(values) for values in gaps] == [2, 1]
+    assert gaps[1][0] == summarize_run(folders[2]).gap.value
 
 
 def test_running_mean_leaves_out_gaps() -> None:

@@ -79,6 +79,18 @@ def test_seeds_are_grouped_and_other_settings_are_not(tmp_path: Path) -> None:
     assert (summary.unseen.runs, summary.unseen.episodes) == (2, 128)
 
 
+def test_families_differ_in_more_than_levels_and_chance(tmp_path: Path) -> None:
+    settings = {
+        "a": {},
+        "b": {"num_levels": 200, "seed": 7},
+        "c": {"num_levels": 200, "recurrent": False, "gamma": 0.9},
+    }
+    made = [runs.load_run(make_run(tmp_path / name, **changes)) for name, changes in settings.items()]
+    families = runs.group_families([made[2], *made[:2]])
+    assert families == {"": made[:2], "gamma 0.9, recurrent False": made[2:]}
+    assert runs.group_families([]) == {}
+
+
 def test_runs_of_one_name_in_two_folders_are_kept_apart(tmp_path: Path) -> None:
     made = [
         runs.load_run(make_run(tmp_path / folder / "a", gamma=gamma)) for folder, gamma in (("x", 0.9), ("y", 0.99))
