@@ -73,9 +73,10 @@ def configure(config: PPOConfig, precision: str | None = None, group: Group = AL
         reason += f", {precision} ({why})"
     if precision == "fp16":
         raise UserError("fp16 needs a GPU; use --precision bf16, float32 or auto on a CPU.")
-    if precision == "bf16" and kernels.library() is not None:
-        reason += ", pooling in C" if "amx_bf16" in kernels.features() else ", IMPALA blocks in C"
-    return Hardware(device, DTYPES[precision], CPU_MICRO_BATCH, reason)
+    dtype = DTYPES[precision]
+    if config.width_scale == 1 and kernels.library(dtype) is not None:
+        reason += ", pooling in C" if kernels.torch_convolves(dtype) else ", IMPALA blocks in C"
+    return Hardware(device, dtype, CPU_MICRO_BATCH, reason)
 
 
 def usable_cores() -> int:
