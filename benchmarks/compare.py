@@ -129,6 +129,8 @@ def page(result: dict, benches: dict[str, dict]) -> str:
         "- textbook: ppo_lib in float32, NCHW, one game step after the other, whole minibatches, plain malloc.",
         "- Stable-Baselines3: its own PPO, storage and optimiser, with its default settings for speed.",
         "",
+        "Both run the network by torch's layers.",
+        "",
         "## Where an update's time goes",
         "",
         "Each part is timed alone; its floor is the time of its unavoidable work at the rates measured on the spot.",

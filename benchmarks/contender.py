@@ -3,6 +3,7 @@
 - ppo_lib: as `python -m ppo_lib train` does it, device and precision chosen automatically.
 - textbook: the same program in float32, NCHW, one game step after the other, whole minibatches, plain malloc.
 - sb3: Stable-Baselines3's PPO with its own storage, loop and optimiser; only network, games and sizes are given.
+Both run the network by torch's layers.
 All play 64 environments x 256 steps with 3 epochs of 8 minibatches, feed-forward, `paper` settings.
 """
 
@@ -35,6 +36,7 @@ def train_with_ppo_lib(config: PPOConfig, updates: int, textbook: bool) -> float
         trainer = Trainer(config, Path(folder) / "run", overlap=not textbook, progress=False)
         if textbook:
             trainer.policy.to(memory_format=torch.contiguous_format)
+            trainer.policy.encoder.by_torch()
             trainer.policy.encoder.blocks.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
         stamps = []
         trainer.train(lambda _: stamps.append(time.perf_counter()))
@@ -89,7 +91,7 @@ def train_with_sb3(config: PPOConfig, updates: int) -> float:
 
         def __init__(self, space: object) -> None:
             super().__init__(space, FEATURES)
-            encoder = ImpalaEncoder().to(memory_format=torch.contiguous_format)
+            encoder = ImpalaEncoder().by_torch().to(memory_format=torch.contiguous_format)
             self.blocks, self.linear = encoder.blocks, encoder.linear
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import platform
 import sys
@@ -195,7 +196,8 @@ def _optimiser_step(ppo: PPO) -> None:
 
 def _flops(policy: ActorCritic, obs: torch.Tensor) -> tuple[float, float]:
     """Floating-point operations a step: forward, and backward."""
-    n = len(obs)
+    n, policy = len(obs), copy.deepcopy(policy)
+    policy.encoder.by_torch()  # the counter knows torch's operations
     state, reset = policy.initial_state(n), torch.zeros(n, dtype=torch.bool, device=obs.device)
     with FlopCounterMode(display=False) as forward:
         logits, value, _ = policy(obs, state, reset)

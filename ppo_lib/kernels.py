@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 SOURCE = Path(__file__).with_name("impala.c")
@@ -46,13 +46,11 @@ def impala_block(x: Tensor, *parameters: Tensor) -> Tensor:
     return _Block.apply(x, *parameters)
 
 
-class MaxPool(nn.Module):
+def max_pool(x: Tensor) -> Tensor:
     """The maximum of each 3x3 window, two pixels apart. [B, C, H, W] -> [B, C, (H + 1) // 2, (W + 1) // 2]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if _runs(x) and x.shape[1] % LANES == 0:
-            return _MaxPool.apply(x)
-        return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+    if _runs(x) and x.shape[1] % LANES == 0:
+        return _MaxPool.apply(x)
+    return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
 
 def torch_convolves(dtype: torch.dtype) -> bool:

@@ -4,6 +4,7 @@
 - Orthogonal initialisation reaches every convolution, linear layer and each of the GRU's gate matrices.
 - The GRU zeroes its state *before* a step that begins an episode; `reset[t]` is `done[t - 1]`.
 - The encoder may run in reduced precision (autocast); the GRU and everything after it are float32.
+- On CPUs, C functions compute the blocks faster (kernels.py). What they compute is what is written here.
 """
 
 from __future__ import annotations
@@ -35,19 +36,24 @@ class ResidualBlock(nn.Module):
 
 
 class ImpalaBlock(nn.Module):
-    """Conv, max-pool (halves H and W, rounding up), two residual blocks. [B, C, H, W] -> [B, C', H/2, W/2]."""
+    """Conv, max-pool (halves H and W, rounding up), two residual blocks. [B, C, H, W] -> [B, C', H/2, W/2].
+
+    in_c: let kernels.py compute it, where it can.
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.pool = kernels.MaxPool()
+        self.in_c = True
         self.residual1 = ResidualBlock(out_channels)
         self.residual2 = ResidualBlock(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        if kernels.runs_block(x, self.conv.out_channels):
-            return kernels.impala_block(x, *self.parameters())  # the same, faster
-        return self.residual2(self.residual1(self.pool(self.conv(x))))
+        if self.in_c and kernels.runs_block(x, self.conv.out_channels):
+            return kernels.impala_block(x, *self.parameters())
+        x = self.conv(x)
+        x = kernels.max_pool(x) if self.in_c else F.max_pool2d(x, 3, stride=2, padding=1)
+        return self.residual2(self.residual1(x))
 
 
 class ImpalaEncoder(nn.Module):
@@ -67,6 +73,12 @@ class ImpalaEncoder(nn.Module):
         self.linear = nn.Linear(channels * height * width, FEATURES)
         # Convolutions are about twice as fast on CPUs, and use tensor cores on GPUs, with channels innermost.
         self.to(memory_format=torch.channels_last)
+
+    def by_torch(self) -> ImpalaEncoder:
+        """Compute by torch's layers alone from now on: to compare, and to count operations. Returns itself."""
+        for block in self.blocks:
+            block.in_c = False
+        return self
 
     def forward(self, obs: Tensor) -> Tensor:
         # HWC bytes seen as CHW are channels_last already: the permutation copies nothing.

@@ -6,9 +6,10 @@ import shutil
 import compare
 import contender
 import pytest
+import torch
 from figure_audit import unnamed
 
-from ppo_lib import speed
+from ppo_lib import kernels, speed
 from ppo_lib.bench import bench
 from ppo_lib.config import PPOConfig
 
@@ -19,16 +20,27 @@ def config(tiny) -> PPOConfig:
     return tiny(recurrent=False)
 
 
-@pytest.mark.parametrize("textbook", [False, True])
-def test_ppo_lib_and_the_textbook_mode_train(monkeypatch, config, textbook):
-    for name in ("prepare_memory", "CPU_MICRO_BATCH"):  # the textbook mode changes both
+@pytest.fixture
+def blocks_in_c(monkeypatch):
+    """How often the C functions ran. What the other contenders change is changed back."""
+    calls, run = [], kernels.impala_block
+    monkeypatch.setattr(kernels, "impala_block", lambda *arguments: calls.append(1) or run(*arguments))
+    for name in ("prepare_memory", "CPU_MICRO_BATCH"):
         monkeypatch.setattr(speed, name, getattr(speed, name))
+    return calls
+
+
+@pytest.mark.parametrize("textbook", [False, True])
+def test_ppo_lib_and_the_textbook_mode_train(config, blocks_in_c, textbook):
+    can = kernels.library(torch.float32) is not None
     assert 0 < contender.train_with_ppo_lib(config, updates=1, textbook=textbook) < 60
+    assert bool(blocks_in_c) == (can and not textbook)
 
 
-def test_stable_baselines3_trains(config):
+def test_stable_baselines3_trains_by_torch(config, blocks_in_c):
     pytest.importorskip("stable_baselines3", reason="it is an extra: pip install 'deeplearningppo[bench]'")
     assert 0 < contender.train_with_sb3(config, updates=1) < 60
+    assert not blocks_in_c
 
 
 @pytest.fixture

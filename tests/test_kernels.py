@@ -63,9 +63,10 @@ def run(block, x, dtype):
 
 def by_torch(block, x, dtype):
     """The same, without the C functions."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "library", lambda dtype: None)
-        return run(block, x, dtype)
+    block.in_c = False
+    results = run(block, x, dtype)
+    block.in_c = True
+    return results
 
 
 def pooled(x):
@@ -96,7 +97,7 @@ def test_rounding_is_no_worse_than_torchs(shape, dtype):
         both = zip(run(block, x, dtype), by_torch(block, x, dtype), exact, strict=True)
         errors.append([[float((found - e).norm() / e.norm()) for found in (our, its)] for our, its, e in both])
     for our, its in torch.tensor(errors).mean(0):
-        assert our <= 1.5 * its + torch.finfo(dtype).eps
+        assert our <= 1.5 * its + 4 * torch.finfo(torch.float32).eps
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -195,7 +196,7 @@ def test_where_there_are_matrix_units_only_the_pooling_is_done(monkeypatch, dtyp
         x = (2 * torch.randn(shape, generator=torch.Generator().manual_seed(0))).round() / 2  # many ties
         x = x.to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
         exact = x.detach().double().requires_grad_()
-        y, reference = kernels.MaxPool()(x), pooled(exact)
+        y, reference = kernels.max_pool(x), pooled(exact)
         assert torch.equal(y, pooled(x)) and y.is_contiguous(memory_format=torch.channels_last)
         gradient = torch.randint(-8, 9, y.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
         y.backward(gradient)
@@ -208,4 +209,4 @@ def test_pooling_signed_zeros_and_infinities(dtype):
     x = torch.tensor([-0.0, 0.0, -1.0, -torch.inf, torch.inf, 1e-40, -1e-40, 3.0, -3.0]).to(dtype)
     x = x.view(1, 1, 3, 3).expand(1, 16, 3, 3).contiguous(memory_format=torch.channels_last)
     for window in (x, -x, torch.full_like(x, -torch.inf)):
-        assert torch.equal(kernels.MaxPool()(window), pooled(window))
+        assert torch.equal(kernels.max_pool(window), pooled(window))
