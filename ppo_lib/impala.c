@@ -6,7 +6,7 @@
 // - A vector's lanes are output channels. `dot` multiplies their weights by a group of numbers that is the same for all
 //   lanes: one float32, or two bf16 (by the instruction vdpbf16ps). Such a pair is two input channels of a pixel or, in
 //   a gradient of weights, two pixels of a row.
-// - Sums are floats. In number they are rounded (to nearest, ties to even) where an image is stored.
+// - Sums are floats. In bf16 they are rounded (to nearest, ties to even) where an image is stored.
 
 #include <stdint.h>
 #include <stdlib.h>
