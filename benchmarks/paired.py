@@ -68,7 +68,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     draw(base, variants).savefig(options.folder / "paired.png", dpi=100)
-    (options.folder / "README.md").write_text(page(options.folder, base, variants), encoding="utf-8")
+    command = " ".join(
+        ["python benchmarks/paired.py", str(options.folder), *(["--base", options.base] * bool(options.base))]
+    )
+    (options.folder / "README.md").write_text(page(base, variants, command), encoding="utf-8")
     print(f"Written: {options.folder / 'README.md'}")
     return 0
 
@@ -115,8 +118,8 @@ def speed(group: Group) -> float:
     return float(np.median(np.concatenate([run.metrics["steps_per_second"] for run in group.runs.values()])))
 
 
-def page(folder: Path, base: Group, variants: list[Group]) -> str:
-    """The tables, in Markdown."""
+def page(base: Group, variants: list[Group], command: str) -> str:
+    """The tables, in Markdown; they end with the command that made them."""
     run = next(iter(base.runs.values()))
     known = {"num_levels", "recurrent", "num_epochs", "total_steps"} | {f for v in variants for f in v.changes(base)}
     lines = [
@@ -148,7 +151,10 @@ def page(folder: Path, base: Group, variants: list[Group]) -> str:
             cells += [str(difference(base, variant, split)), ", ".join(f"{value:+.2f}" for value in by_seed)]
         lines.append(f"| {variant.name(base)} | {' | '.join(cells)} |")
     lines += ["", *reached((base, *variants), base)]
-    lines.append(f"Made by `python benchmarks/paired.py results/{folder.name}` from the CSVs beside it.")
+    lines.append(
+        f"Made by `{command}` from the CSVs beside it. steps/s: the median over all updates, on the machine and by the"
+    )
+    lines.append("code of the day of the runs.")
     return "\n".join(lines) + "\n"
 
 
@@ -169,14 +175,16 @@ def reached(groups: tuple[Group, ...], base: Group, targets: tuple[float, ...] =
 
 
 def draw(base: Group, variants: list[Group]) -> Figure:
-    """Return while training, mean over seeds (left); differences at the end (right)."""
-    figure, axes = new_figure(1, 2, height=2.2 + 0.35 * len(variants))
+    """Return while training, each seed and their mean (left); differences at the end (right)."""
+    figure, axes = new_figure(1, 2, height=3 + 0.3 * len(variants))
     for index, group in enumerate((base, *variants)):
         logs = [run.metrics for run in group.runs.values()]
         updates = min(len(log["steps"]) for log in logs)
-        mean = np.mean([log["return_mean"][:updates] for log in logs], axis=0)
+        steps, curves = logs[0]["steps"][:updates], [log["return_mean"][:updates] for log in logs]
+        for curve in curves:
+            axes[0].plot(steps, curve, color=run_color(index), lw=0.6, alpha=0.4)
         name = group.name(base).replace("`", "")
-        axes[0].plot(logs[0]["steps"][:updates], mean, color=run_color(index), lw=1.3, label=name)
+        axes[0].plot(steps, np.mean(curves, axis=0), color=run_color(index), lw=1.5, label=name)
     for place, variant in enumerate(variants):
         for split, shift in zip(SPLITS, (-0.12, 0.12), strict=True):
             found = difference(base, variant, split)
