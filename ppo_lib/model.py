@@ -44,6 +44,7 @@ class ImpalaBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         self.in_c = True
         self.residual1 = ResidualBlock(out_channels)
         self.residual2 = ResidualBlock(out_channels)
@@ -52,7 +53,7 @@ class ImpalaBlock(nn.Module):
         if self.in_c and kernels.runs_block(x, self.conv.out_channels):
             return kernels.impala_block(x, *self.parameters())
         x = self.conv(x)
-        x = kernels.max_pool(x) if self.in_c else F.max_pool2d(x, 3, stride=2, padding=1)
+        x = kernels.max_pool(x) if self.in_c else self.pool(x)
         return self.residual2(self.residual1(x))
 
 
