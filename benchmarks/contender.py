@@ -3,7 +3,7 @@
 - ppo_lib: as `python -m ppo_lib train` does it, device and precision chosen automatically.
 - textbook: the same program in float32, NCHW, one game step after the other, whole minibatches, plain malloc.
 - sb3: Stable-Baselines3's PPO with its own storage, loop and optimiser; only network, games and sizes are given.
-Both run the network by torch's layers.
+The last two run the network by torch's layers.
 All play 64 environments x 256 steps with 3 epochs of 8 minibatches, feed-forward, `paper` settings.
 """
 

@@ -30,7 +30,7 @@ from ppo_lib.drawing import (
     new_figure,
     run_color,
 )
-from ppo_lib.runs import SPLITS, Run, first_reached, load_runs
+from ppo_lib.runs import SPLITS, Run, first_reached, group_by_settings, load_runs
 from ppo_lib.stats import Estimate, estimate, generalization_gap
 
 FREE = ("seed", "device", "eval_interval", "eval_episodes", "checkpoint_interval")  # in which runs of a group differ
@@ -82,17 +82,17 @@ def load_groups(folder: Path, wish: str = "") -> tuple[Group, list[Group]]:
     Without a wish the base is the group from which most others differ in one setting. Raises UserError if no group
     fits the wish or there is no pair.
     """
-    groups: dict[tuple, Group] = {}
-    for run in load_runs([path.parent for path in sorted(folder.glob("*/evaluation.csv"))]):
-        if run.steps < run.config.total_steps or any(set(run.final(s).steps) != {run.steps} for s in SPLITS):
-            continue  # not yet complete
-        settings = {name: value for name, value in run.config.to_dict().items() if name not in FREE}
-        groups.setdefault(tuple(settings.items()), Group(settings, {})).runs[run.config.seed] = run
+    found = load_runs([path.parent for path in sorted(folder.glob("*/evaluation.csv"))])
+    complete = [run for run in found if run.steps >= run.config.total_steps and _evaluated_at_end(run)]
+    groups = [
+        Group(dict(settings), {run.config.seed: run for run in runs})
+        for settings, runs in group_by_settings(complete, FREE).items()
+    ]
     field, _, value = wish.partition("=")
-    bases = [group for group in groups.values() if not wish or group.says(field, value)]
+    bases = [group for group in groups if not wish or group.says(field, value)]
     best: tuple[Group | None, list[Group]] = (None, [])
     for base in bases:
-        near = [g for g in groups.values() if len(g.changes(base)) == 1 and g.runs.keys() & base.runs.keys()]
+        near = [g for g in groups if len(g.changes(base)) == 1 and g.runs.keys() & base.runs.keys()]
         if len(near) > len(best[1]):
             best = base, near
     if best[0] is None:
@@ -100,6 +100,10 @@ def load_groups(folder: Path, wish: str = "") -> tuple[Group, list[Group]]:
             f"{folder} holds no two complete runs of one seed that differ in one setting: run the sweep first."
         )
     return best
+
+
+def _evaluated_at_end(run: Run) -> bool:
+    return all(set(run.final(split).steps) == {run.steps} for split in SPLITS)
 
 
 def pairs(base: Group, variant: Group, split: str) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -14,6 +14,7 @@ import hashlib
 import os
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -43,7 +44,9 @@ def impala_block(x: Tensor, *parameters: Tensor) -> Tensor:
 
     parameters: weight [C', C or C', 3, 3] and bias [C'] of the five convolutions, in their order, in float32.
     """
-    return _Block.apply(x, *parameters)
+    if torch.is_grad_enabled():
+        return _Block.apply(x, *parameters)
+    return _forward(_innermost(x), [_innermost(w) for w in parameters[::2]], parameters[1::2])
 
 
 def max_pool(x: Tensor) -> Tensor:
@@ -113,13 +116,10 @@ class _Block(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, *parameters: Tensor) -> Tensor:
         x, weights, biases = _innermost(x), [_innermost(w) for w in parameters[::2]], parameters[1::2]
-        y = _empty(_pooled(x.shape, len(biases[0])), x.dtype)
-        kept = [torch.empty_like(y, dtype=torch.uint8), *(torch.empty_like(y) for _ in range(4))]
-        if not any(ctx.needs_input_grad):
-            kept = []
+        shape = _pooled(x.shape, len(biases[0]))
+        kept = [_empty(shape, torch.uint8), *(_empty(shape, x.dtype) for _ in range(4))]
         ctx.save_for_backward(x, *weights, *kept)
-        _call("block_forward", x, _addresses(weights), _addresses(biases), y, _keep(kept), shape=(*x.shape, y.shape[1]))
-        return y
+        return _forward(x, weights, biases, kept)
 
     @staticmethod
     @once_differentiable
@@ -153,6 +153,13 @@ class _MaxPool(torch.autograd.Function):
         return dx
 
 
+def _forward(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], kept: Sequence[Tensor] = ()) -> Tensor:
+    """The block's output. kept: room for what the backward pass needs, or nothing."""
+    y = _empty(_pooled(x.shape, len(biases[0])), x.dtype)
+    _call("block_forward", x, _addresses(weights), _addresses(biases), y, _keep(kept), shape=(*x.shape, y.shape[1]))
+    return y
+
+
 def _pooled(shape: tuple[int, ...], channels: int) -> tuple[int, ...]:
     n, _, h, w = shape
     return n, channels, (h + 1) // 2, (w + 1) // 2
@@ -172,11 +179,11 @@ class _Kept(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in ("place", "x0", "x1", "hidden0", "hidden1")]
 
 
-def _keep(tensors: list[Tensor]) -> object:
+def _keep(tensors: Sequence[Tensor]) -> object:
     return ctypes.byref(_Kept(*(tensor.data_ptr() for tensor in tensors))) if tensors else None
 
 
-def _addresses(tensors: list[Tensor] | tuple[Tensor, ...]) -> ctypes.Array:
+def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array:
     return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
 

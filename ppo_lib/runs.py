@@ -132,17 +132,24 @@ def first_reached(run: Run, split: str, target: float) -> tuple[int, float] | No
     return None
 
 
+def group_by_settings(
+    runs: Iterable[Run], apart_from: Sequence[str]
+) -> dict[tuple[tuple[str, object], ...], list[Run]]:
+    """(field, value) pairs of the config -> the runs that have them all; the fields `apart_from` don't count."""
+    groups: dict[tuple, list[Run]] = {}
+    for run in runs:
+        settings = tuple((k, v) for k, v in run.config.to_dict().items() if k not in apart_from)
+        groups.setdefault(settings, []).append(run)
+    return groups
+
+
 def group_experiments(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """Label -> runs that differ by nothing but their seed and machine.
 
     A lone run's label is its name; where two folders hold different runs of one name, the folder stands before it.
     """
-    groups: dict[tuple, list[Run]] = {}
-    for run in runs:
-        key = tuple((k, v) for k, v in run.config.to_dict().items() if k not in _SIBLING_FIELDS)
-        groups.setdefault(key, []).append(run)
     labels: dict[str, list[Run]] = {}
-    for group in groups.values():
+    for group in group_by_settings(runs, _SIBLING_FIELDS).values():
         label = group[0].name if len(group) == 1 else f"{group[0].name} ({len(group)} seeds)"
         labels[f"{group[0].path.parent.name}/{label}" if label in labels else label] = group
     return labels
@@ -153,10 +160,7 @@ def group_families(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
     The name of a family says the settings in which it differs from the largest one, whose name is empty.
     """
-    groups: dict[tuple, list[Run]] = {}
-    for run in runs:
-        settings = {k: v for k, v in run.config.to_dict().items() if k not in (*_SIBLING_FIELDS, *_LEVEL_FIELDS)}
-        groups.setdefault(tuple(settings.items()), []).append(run)
+    groups = group_by_settings(runs, (*_SIBLING_FIELDS, *_LEVEL_FIELDS))
     families = sorted(groups.items(), key=lambda item: -len({run.config.num_levels for run in item[1]}))
     names = [", ".join(f"{k} {v}" for k, v in key if v != dict(families[0][0])[k]) for key, _ in families]
     return dict(zip(names, (family for _, family in families), strict=True))
