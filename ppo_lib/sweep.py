@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, wait
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from .config import FIELD_TYPES, PPOConfig, UserError, preset
 from .engines import ENGINES, Futures
+from .runs import read_config
 from .signals import interruptible
 from .sweep_run import LOG, RunFailed, SweepRun
 
@@ -87,6 +89,7 @@ def describe(runs: Sequence[SweepRun]) -> str:
 def sweep(runs: Sequence[SweepRun], engine: str = "local", jobs: int = 1) -> int:
     """Bring all runs to their end, then print one table and write it, the figures and the report beside the runs.
 
+    These hold every complete run of the folder, also those of earlier commands with another grid.
     engine: local or ray; jobs: runs at a time on each GPU (or on the CPU).
     Returns 0, 1 if a run failed, or 130 after Ctrl-C or SIGTERM (every run has saved then).
     """
@@ -106,12 +109,21 @@ def sweep(runs: Sequence[SweepRun], engine: str = "local", jobs: int = 1) -> int
     if finished:
         from .sweep_table import conclude
 
-        conclude([run.run_dir for run in finished])
+        everything = [*finished, *_runs_of_other_grids(runs)]
+        everything.sort(key=lambda run: run.config.num_levels or math.inf)  # stable: the rest as given
+        conclude([run.run_dir for run in everything])
     for run, cause in failures.items():
         print(f"FAILED {run.name}: {cause} (log: {run.run_dir / LOG})", file=sys.stderr)
     if failures:
         print(f"{len(failures)} of {len(runs)} runs failed. The same command tries them again.", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _runs_of_other_grids(runs: Sequence[SweepRun]) -> list[SweepRun]:
+    """The complete runs that lie beside these and aren't among them, by name."""
+    folders = {path.parent.resolve() for path in runs[0].run_dir.parent.glob("*/config.json")}
+    others = (SweepRun(folder, read_config(folder)) for folder in sorted(folders - {run.run_dir for run in runs}))
+    return [run for run in others if run.complete]
 
 
 def _watch(futures: Futures, runs: Sequence[SweepRun]) -> dict[SweepRun, str]:

@@ -427,6 +427,23 @@ def test_the_table_of_one_seed_and_other_fields(tmp_path):
     assert table(runs[1:])[0]["num_levels"] == 50
 
 
+def test_the_table_holds_the_runs_of_all_commands(tmp_path, capsys):
+    fields = dict(seed=1, total_steps=65_536, eval_episodes=64)
+    for levels in (0, 200, 50):
+        complete_run(tmp_path / f"s/{levels or 'unlimited'}", num_levels=levels, **fields)
+    unfinished = complete_run(tmp_path / "s/unfinished", num_levels=10, **fields)
+    (unfinished.run_dir / "policy.pt").unlink()
+    complete_run(tmp_path / "s/levels200-no_recurrent-seed1", num_levels=200, recurrent=False, **fields)
+    values = {"num_levels": [200], "recurrent": [False], **{name: [value] for name, value in fields.items()}}
+    runs = plan(tmp_path / "s", "quick", values)
+    assert runs[0].complete
+    assert sweep(runs) == 0
+    assert "1 of 1 runs are complete already" in capsys.readouterr().out
+    with open(tmp_path / "s/table.csv") as file:
+        rows = [(row["num_levels"], row["recurrent"]) for row in csv.DictReader(file)]
+    assert rows == [("50", "True"), ("200", "False"), ("200", "True"), ("0", "True")]
+
+
 # --- real sweeps -----------------------------------------------------------------------------------------------------
 
 
