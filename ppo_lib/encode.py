@@ -1,4 +1,4 @@
-"""Frames to an H.264 mp4 that every browser plays, and from there to a poster, a GIF or an HTML tag.
+"""Frames to an H.264 mp4 that every browser plays, and from there to a poster or an HTML tag.
 
 - ffmpeg comes with imageio-ffmpeg: nothing to install on the system.
 - Frames are streamed to a nearly lossless temporary file; the final encoding repeats from it, a little coarser each
@@ -63,29 +63,6 @@ def write_poster(film: str | Path, path: str | Path, second: float | None = None
     at = 0.4 * film_facts(film)["duration"] if second is None else second
     _run("-ss", f"{at:.3f}", "-i", _existing(film), "-frames:v", "1", path)
     return Path(path)
-
-
-def write_gif(
-    film: str | Path,
-    path: str | Path,
-    *,
-    width: int = 640,
-    fps: float = 7.5,
-    seconds: float = 8,
-    max_bytes: int = 2_000_000,
-) -> Path:
-    """Save the first seconds of a film as GIF for pages that show no video; narrower until it fits max_bytes."""
-    path = Path(path)
-    while True:
-        chain = (f"fps={fps},scale={width}:-2:flags=lanczos,split[a][b];[a]palettegen=max_colors=96:stats_mode=diff[p];"
-                 "[b][p]paletteuse=dither=none:diff_mode=rectangle")  # fmt: skip
-        _run("-t", f"{seconds}", "-i", _existing(film), "-filter_complex", chain, "-loop", "0", path)
-        if path.stat().st_size <= max_bytes:
-            return path
-        if width <= 160:
-            path.unlink()
-            raise UserError(f"A GIF of {film} doesn't fit {max_bytes:,} bytes: take fewer seconds.")
-        width = int(width * 0.8) // 2 * 2
 
 
 def film_facts(film: str | Path) -> dict[str, object]:
