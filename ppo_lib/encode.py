@@ -1,4 +1,4 @@
-"""Frames to an H.264 mp4 that every browser plays, and from there to a poster or an HTML tag.
+"""Frames to an H.264 mp4 that every browser plays, and from there to an HTML tag.
 
 - ffmpeg comes with imageio-ffmpeg: nothing to install on the system.
 - Frames are streamed to a nearly lossless temporary file; the final encoding repeats from it, a little coarser each
@@ -58,13 +58,6 @@ def write_video(
     return path
 
 
-def write_poster(film: str | Path, path: str | Path, second: float | None = None) -> Path:
-    """Save one frame of a film as PNG or JPEG; default: the one at 40% of its length."""
-    at = 0.4 * film_facts(film)["duration"] if second is None else second
-    _run("-ss", f"{at:.3f}", "-i", _existing(film), "-frames:v", "1", path)
-    return Path(path)
-
-
 def film_facts(film: str | Path) -> dict[str, object]:
     """codec, pix_fmt, size (W, H), fps and duration (s) of a film, as ffmpeg reads them."""
     # without an output file ffmpeg describes its input and leaves with an error
@@ -88,16 +81,19 @@ def film_facts(film: str | Path) -> dict[str, object]:
 
 
 def video_tag(film: str | Path) -> str:
-    """An HTML <video> that holds the whole film and a still picture (data URIs): it needs no other file.
+    """An HTML <video> that holds the whole film and a still picture from 40% of its length: it needs no other file.
 
     Where a page shows no video, as GitHub's view of notebooks, the still picture stands in its place.
     """
     film = _existing(film)
+    facts = film_facts(film)
+    width, height = facts["size"]
     with tempfile.TemporaryDirectory() as folder:
-        still = base64.b64encode(write_poster(film, Path(folder, "still.jpg")).read_bytes()).decode()
+        still = Path(folder, "still.webp")
+        _run("-ss", f"{0.4 * facts['duration']:.3f}", "-i", film, "-frames:v", "1", "-vf", "scale='min(960,iw)':-2",
+             "-quality", "60", still)  # fmt: skip
+        picture = f"data:image/webp;base64,{base64.b64encode(still.read_bytes()).decode()}"
     data = base64.b64encode(film.read_bytes()).decode()
-    width, height = film_facts(film)["size"]
-    picture = f"data:image/jpeg;base64,{still}"
     return (
         f'<video controls loop muted playsinline preload="metadata" width="{width}" height="{height}" '
         f'style="width:100%;max-width:{width}px;height:auto" poster="{picture}">'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from ppo_lib import encode, panel, video
@@ -80,13 +82,14 @@ def test_write_video_refuses_what_it_cannot_write(tmp_path: Path) -> None:
         encode.video_tag(tmp_path / "absent.mp4")
 
 
-def test_poster_and_tag(tmp_path: Path) -> None:
+def test_tag_holds_film_and_still(tmp_path: Path) -> None:
     film = encode.write_video(noise(30), tmp_path / "a.mp4")
-    assert encode.write_poster(film, tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     tag = encode.video_tag(film)
     embedded = re.search(r'<source src="data:video/mp4;base64,([^"]+)" type="video/mp4">', tag)
     assert base64.b64decode(embedded[1]) == film.read_bytes()
-    assert 'poster="data:image/jpeg;base64,' in tag and "<img src=" in tag and "http" not in tag
+    poster, image = re.findall(r'(?:poster|<img src)="data:image/webp;base64,([^"]+)"', tag)
+    still = Image.open(io.BytesIO(base64.b64decode(poster)))
+    assert poster == image and still.size == encode.film_facts(film)["size"] and "http" not in tag
 
 
 def test_film_of_the_real_game(tmp_path: Path) -> None:
