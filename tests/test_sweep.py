@@ -155,19 +155,21 @@ def test_names_say_what_differs_from_the_preset():
 
 
 def test_the_commands_of_the_readme(capsys, monkeypatch, tmp_path):
-    """The experiments on a GPU are one command each, and mean the runs that they should."""
+    """The experiments are one command each, and mean the runs that they should."""
     monkeypatch.chdir(tmp_path)
     section = (ROOT / "README.md").read_text().partition("## Experiments")[2].partition("\n## ")[0]
     commands = [shlex.split(line)[3:] for line in re.findall(r"^ +(python -m ppo_lib sweep .*)$", section, re.M)]
-    assert len(commands) == 2
+    assert len(commands) == 3
     listed = []
     for command in commands:
         assert main([*command, "--dry-run"]) == 0
         listed.append(capsys.readouterr().out.splitlines())
     assert len(listed[0]) == 1 + 2 * 2 * 3 and listed[0][0].startswith("levels200-seed1 ")
     assert any(line.startswith("levels200-anneal_lr-recurrent-seed3 ") for line in listed[0])
-    assert len(listed[1]) == 1 + 8 * 3 and listed[1][7].startswith("unlimited-seed1 ")
-    assert "new, 5,013,504 steps" in listed[1][0] and "24 runs" in listed[1][-1]
+    names = ["levels10-seed0", "levels50-seed0", "levels200-seed0", "unlimited-seed0"]
+    assert [line.split()[0] for line in listed[1][:-1]] == names and "new, 1,507,328 steps" in listed[1][0]
+    assert len(listed[2]) == 1 + 8 * 3 and listed[2][7].startswith("unlimited-seed1 ")
+    assert "new, 5,013,504 steps" in listed[2][0] and "24 runs" in listed[2][-1]
     assert not list(tmp_path.iterdir())
 
 
