@@ -159,13 +159,14 @@ def diagnostics(run: Run | str | Path) -> Figure:
 def levels_curve(runs: Runs) -> Figure:
     """Return on training and unseen levels (above) and the gap (below) against the number of training levels.
 
-    The axis is logarithmic, with unlimited levels at its right. A line joins experiments that differ in the number of
-    levels alone; where there are several such families, the legend says what sets them apart.
+    The axis is logarithmic, with unlimited levels at its right, where 1,000 levels would be or beyond. A line joins
+    experiments that differ in the number of levels alone; where there are several such families, the legend says what
+    sets them apart.
     """
     families = group_families(load_runs(runs))
     figure, (above, below) = new_figure(2, 1, height=5.2, sharex=True, height_ratios=(2, 1))
     finite = sorted({run.config.num_levels for family in families.values() for run in family} - {0})
-    unlimited = 4 * max(finite, default=1)
+    unlimited = max(1000, 4 * max(finite, default=1))
     for index, (name, family) in enumerate(families.items()):
         style = {"marker": "os^Dv"[index % 5], "ls": ("-", "--", ":")[index % 3], "lw": 1.5, "ms": 5}
         groups: dict[int, list[Run]] = {}

@@ -75,6 +75,7 @@ def test_unlimited_levels_stand_at_the_right(tmp_path: Path) -> None:
     folders = [make_run(tmp_path / str(n), num_levels=n) for n in (50, 200, 0)]
     axis = plots.levels_curve(folders).axes[1]
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["50", "200", "all"]
+    assert list(plots.levels_curve([folders[0], folders[2]]).axes[1].get_xticks()) == [50, 1000]  # beyond others' 200
 
 
 def test_a_line_joins_only_what_differs_in_levels_alone(tmp_path: Path) -> None:
