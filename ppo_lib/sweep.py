@@ -120,10 +120,17 @@ def sweep(runs: Sequence[SweepRun], engine: str = "local", jobs: int = 1) -> int
 
 
 def _runs_of_other_grids(runs: Sequence[SweepRun]) -> list[SweepRun]:
-    """The complete runs that lie beside these and aren't among them, by name."""
+    """The complete runs that lie beside these and aren't among them, by name; one that can't be read is named."""
     folders = {path.parent.resolve() for path in runs[0].run_dir.parent.glob("*/config.json")}
-    others = (SweepRun(folder, read_config(folder)) for folder in sorted(folders - {run.run_dir for run in runs}))
-    return [run for run in others if run.complete]
+    others = []
+    for folder in sorted(folders - {run.run_dir for run in runs}):
+        try:
+            run = SweepRun(folder, read_config(folder))
+            if run.complete:
+                others.append(run)
+        except UserError as error:  # it must not hide what this sweep has to say
+            print(f"Left out of the table: {folder.name} ({error})", file=sys.stderr)
+    return others
 
 
 def _watch(futures: Futures, runs: Sequence[SweepRun]) -> dict[SweepRun, str]:

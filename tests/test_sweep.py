@@ -439,8 +439,11 @@ def test_the_table_holds_the_runs_of_all_commands(tmp_path, capsys):
     values = {"num_levels": [200], "recurrent": [False], **{name: [value] for name, value in fields.items()}}
     runs = plan(tmp_path / "s", "quick", values)
     assert runs[0].complete
+    (tmp_path / "s/damaged").mkdir()
+    (tmp_path / "s/damaged/config.json").write_text("{")
     assert sweep(runs) == 0
-    assert "1 of 1 runs are complete already" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "1 of 1 runs are complete already" in out and "Left out of the table: damaged (" in err
     with open(tmp_path / "s/table.csv") as file:
         rows = [(row["num_levels"], row["recurrent"]) for row in csv.DictReader(file)]
     assert rows == [("50", "True"), ("200", "False"), ("200", "True"), ("0", "True")]
