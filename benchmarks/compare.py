@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from ppo_lib.bench import machine
 from ppo_lib.config import preset
+from ppo_lib.drawing import figure_png
 from ppo_lib.speed import configure
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,8 +74,8 @@ def show(output: Path) -> None:
     """Write the page and the pictures from what was measured."""
     result = json.loads((output / "compare.json").read_text())
     benches = {name: json.loads((output / f"bench_{name}.json").read_text()) for name in PRESETS}
-    draw(result).savefig(output / "compare.png", dpi=100)
-    draw_split(benches).savefig(output / "split.png", dpi=100)
+    (output / "compare.png").write_bytes(figure_png(draw(result), dpi=100))
+    (output / "split.png").write_bytes(figure_png(draw_split(benches), dpi=100))
     (output / "README.md").write_text(page(result, benches))
     print(f"Written: {output / 'README.md'}")
 

@@ -24,6 +24,7 @@ from ppo_lib.drawing import (
     SPLIT_COLOR,
     SPLIT_NAME,
     STEPS,
+    figure_png,
     format_steps,
     label_axes,
     legend_above,
@@ -67,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    draw(base, variants).savefig(options.folder / "paired.png", dpi=100)
+    (options.folder / "paired.png").write_bytes(figure_png(draw(base, variants), dpi=100))
     command = " ".join(
         ["python benchmarks/paired.py", str(options.folder), *(["--base", options.base] * bool(options.base))]
     )

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
+from PIL import Image
 
 from .config import UserError
 from .runs import SPLITS, Run
@@ -41,6 +43,20 @@ def new_figure(rows: int, columns: int, height: float = 3.2, **options: object) 
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8.5, color="#999999")
     return figure, axes
+
+
+def figure_png(figure: Figure, dpi: float | str = "figure") -> bytes:
+    """The figure as a PNG file, see light_png. dpi: pixels per inch, the figure's own by default."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return light_png(Image.open(buffer))
+
+
+def light_png(image: Image.Image) -> bytes:
+    """A PNG file with the 256 colours that fit best: the eye sees no difference, and it takes a third of the room."""
+    buffer = io.BytesIO()
+    image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def label_axes(axis: Axes, x: str, y: str, size: float = 9.5) -> None:

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import os
 from html import escape
 from pathlib import Path
@@ -17,7 +16,7 @@ from matplotlib.figure import Figure
 
 from . import plots
 from .config import PRESETS, PPOConfig, UserError, preset
-from .drawing import format_steps
+from .drawing import figure_png, format_steps
 from .encode import video_tag
 from .page import PAGE
 from .runs import SPLITS, Run, Runs, RunSummary, group_experiments, load_runs, summarize_experiment
@@ -33,11 +32,12 @@ _CAPTIONS = {
 }
 
 
-def write_report(run_dirs: Runs, output: str | Path | None = None, videos: str | Path | None = None) -> Path:
+def write_report(run_dirs: Runs, output: str | Path | None = None) -> Path:
     """Draw the figures of one or several runs and write the page that shows them; returns the page's path.
 
     One run: figures and report.html go into its folder. Several: into the folder above them, the figures under the
-    page's name. output: another path for the page; videos: the folder of the films (default: videos/ beside results/).
+    page's name. output: another path for the page. Films come from videos/ beside results/, published curves from
+    results/reference/, also for the runs of a sweep, which lie one folder deeper.
     Raises UserError for a folder that is no run or can't be written.
     """
     runs = load_runs(run_dirs)
@@ -46,13 +46,13 @@ def write_report(run_dirs: Runs, output: str | Path | None = None, videos: str |
     single = len(runs) == 1
     folder = runs[0].path if single else runs[0].path.parent
     page = Path(output) if output is not None else folder / "report.html"
-    figures = {name: _png(figure) for name, figure in _figures(runs).items()}
+    figures = {name: figure_png(figure) for name, figure in _figures(runs).items()}
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             (folder / (f"{name}.png" if single else f"{page.stem}_{name}.png")).write_bytes(figure)
         temporary = page.with_suffix(".tmp")
-        temporary.write_text(_page(runs, figures, videos), encoding="utf-8")
+        temporary.write_text(_page(runs, figures), encoding="utf-8")
         os.replace(temporary, page)
     except OSError as error:
         raise UserError(f"The report {page} can't be written ({error.strerror}): choose another folder.") from None
@@ -93,24 +93,28 @@ def _figures(runs: list[Run]) -> dict[str, Figure]:
 
 def _reference(runs: list[Run]) -> Path | None:
     """The published curves, where all runs follow their protocol: 200 levels of easy StarPilot with backgrounds."""
-    path = runs[0].path.parent / "reference" / REFERENCE
     same = all(
         (c.env_name, c.distribution_mode, c.num_levels, c.use_backgrounds, c.restrict_themes)
         == ("starpilot", "easy", 200, True, False)
         for c in (run.config for run in runs)
     )
-    return path if same and path.is_file() else None
+    return _near_results(runs[0], f"reference/{REFERENCE}") if same else None
 
 
-def _page(runs: list[Run], figures: dict[str, bytes], videos: str | Path | None) -> str:
+def _near_results(run: Run, name: str) -> Path | None:
+    """The file of this name, seen from results/, in which the run lies directly or in a sweep's folder."""
+    candidates = (folder / name for folder in (run.path.parent, run.path.parent.parent))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _page(runs: list[Run], figures: dict[str, bytes]) -> str:
     """The whole page."""
     groups = group_experiments(runs)
     summaries = {label: summarize_experiment(group) for label, group in groups.items()}
     title = runs[0].name if len(runs) == 1 else "Runs compared"
     parts = [_headline(group[0].config, summaries[label], label, len(groups) > 1) for label, group in groups.items()]
     for run in runs:
-        film = (Path(videos) if videos is not None else run.path.parent.parent / "videos") / f"{run.name}.mp4"
-        if film.is_file():
+        if film := _near_results(run, f"../videos/{run.name}.mp4"):
             heading = "Film" if len(runs) == 1 else f"Film of {run.name}"
             parts.append(
                 f"<h2>{escape(heading)}</h2><figure>{video_tag(film)}<figcaption>Left training levels, right levels "
@@ -213,10 +217,3 @@ def _settings(runs: list[Run]) -> str:
     rows = [f"<tr><td>{key}" + "".join(f"<td>{escape(str(value))}" for value in values[key]) for key in keys]
     table = f'<div class="wide"><table>{head}{"".join(rows)}</table></div>'
     return f"<details><summary>{len(keys)} settings</summary>{table}</details>"
-
-
-def _png(figure: Figure) -> bytes:
-    """The figure as a PNG file, drawn once for the folder and the page."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()

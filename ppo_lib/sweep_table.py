@@ -39,7 +39,7 @@ def conclude(run_dirs: Sequence[Path]) -> None:
         (folder / "table.md").write_text(text, encoding="utf-8")
     except OSError as error:
         raise write_error(error, folder) from None
-    page = write_report(runs, folder / "report.html", folder.parent.parent / "videos")
+    page = write_report(runs, folder / "report.html")
     figures = sorted(page.parent.glob("report_*.png")) if len(runs) > 1 else sorted(runs[0].path.glob("*.png"))
     main = [f for f in figures if "levels_curve" in f.name] or [f for f in figures if "train_vs_unseen" in f.name]
     print(f"Table:  {folder / 'table.md'}")

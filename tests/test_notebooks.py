@@ -5,6 +5,7 @@ The run is in smoke mode, in a copy of the project, two notebooks at a time; tog
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from urllib.parse import unquote
 
 import badges
 import nbformat
+import numpy as np
 import pictures
 import pytest
 from figure_audit import unnamed
@@ -26,6 +28,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import notebooks as tool
+from ppo_lib.drawing import new_figure, run_color
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = (
@@ -223,6 +226,25 @@ def test_tool_writes_outputs_without_times_and_widget_state(tmp_path):
     ran = nbformat.read(tmp_path / "out" / path.name, as_version=4)
     assert ran.cells[0].execution_count == 1 and "execution" not in ran.cells[0].metadata
     assert "widgets" not in ran.metadata and ran.cells[0].outputs[-1].text == "1\n"
+
+
+def test_tool_stores_figures_lightly(tmp_path):
+    """Each figure in a third of the room; hardly a pixel of it changes by more than the eye sees."""
+    buffer = io.BytesIO()
+    figure, [axis] = new_figure(1, 1)
+    for i in range(6):
+        axis.plot([0, 1, 3, i], color=run_color(i), alpha=0.4 + i / 10)
+    figure.savefig(buffer, format="png")
+    before = buffer.getvalue()
+    output = nbformat.v4.new_output("display_data", {"image/png": base64.b64encode(before).decode()})
+    cells = [nbformat.v4.new_code_cell("figure", outputs=[output]), nbformat.v4.new_markdown_cell("text")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "01.ipynb")
+    tool.lighten(tmp_path / "01.ipynb")
+    stored = nbformat.read(tmp_path / "01.ipynb", as_version=4).cells[0].outputs[0].data["image/png"]
+    after = base64.b64decode(stored)
+    assert len(after) < 0.5 * len(before)
+    first, second = (np.array(Image.open(io.BytesIO(png)).convert("RGB"), int) for png in (before, after))
+    assert first.shape == second.shape and (abs(first - second).max(-1) > 16).mean() < 0.01
 
 
 def test_readme_shows_each_notebook_and_the_agent(path, notebook):

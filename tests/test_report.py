@@ -17,6 +17,9 @@ from ppo_lib.encode import write_video
 from ppo_lib.report import command_of, write_report
 from ppo_lib.runs import load_run, summarize_run
 
+ROOT = Path(__file__).resolve().parent.parent
+REFERENCE = ROOT / "results" / "reference" / "starpilot_easy200_openai_ppo.csv"
+
 
 class Tags(HTMLParser):
     """Collects the tags and the text of a page."""
@@ -76,6 +79,19 @@ def test_numbers_are_those_of_the_csv(tmp_path: Path) -> None:
     assert f"{stats.interquartile_mean(unseen):.2f}" in text
     assert f"{(unseen.mean() - 2.5) / 61.5:.2f}" in text
     assert "random agent1.5" in text
+
+
+@pytest.mark.parametrize("place", ["run", "sweep/run"])
+def test_film_and_published_curves_are_found(tmp_path: Path, place: str) -> None:
+    paper = dict(num_levels=200, use_backgrounds=True, restrict_themes=False)
+    folder = make_run(tmp_path / "results" / place, updates=20, **paper)
+    assert Tags(write_report(folder)).count("video") == 0
+    alone = (folder / "learning_curve.png").read_bytes()
+    write_video((np.full((64, 96, 3), i, np.uint8) for i in range(5)), tmp_path / "videos" / "run.mp4")
+    (tmp_path / "results" / "reference").mkdir()
+    (tmp_path / "results" / "reference" / REFERENCE.name).write_bytes(REFERENCE.read_bytes())
+    assert Tags(write_report(folder)).count("video") == 1
+    assert (folder / "learning_curve.png").read_bytes() != alone
 
 
 def test_report_of_an_unfinished_run(tmp_path: Path) -> None:

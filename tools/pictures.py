@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 
 import notebooks
 from ppo_lib.checkpoint import load_policy
-from ppo_lib.drawing import SPLIT_COLOR, SPLIT_NAME
+from ppo_lib.drawing import SPLIT_COLOR, SPLIT_NAME, light_png
 from ppo_lib.panel import font
 from ppo_lib.video import FPS, moments_of
 
@@ -86,10 +86,7 @@ def _scene(frame: np.ndarray, split: str, score: float) -> np.ndarray:
 
 def _smaller(png: bytes) -> bytes:
     image = Image.open(io.BytesIO(png)).convert("RGB")
-    image = image.resize((WIDTH, round(WIDTH * image.height / image.width)), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.quantize(128, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+    return light_png(image.resize((WIDTH, round(WIDTH * image.height / image.width)), Image.Resampling.LANCZOS))
 
 
 if __name__ == "__main__":
