@@ -91,7 +91,8 @@ def gae_explorer(
         now = estimates(g, lam)
         fig, axes = new_figure(2, 1, height=4.2, sharex=True)
         time = np.arange(len(reward_))
-        axes[0].bar(time, reward_[:, 0].numpy(), width=1, color="#E69F00", label="reward")
+        paid = np.flatnonzero(reward_[:, 0].numpy())
+        axes[0].vlines(paid, 0, reward_[paid, 0].numpy(), color="#E69F00", lw=2, label="reward")
         axes[0].plot(time, value_[:, 0].numpy(), color="#009E73", lw=1.2, label="value estimate")
         for axis, old, new, name in zip(axes, before[::-1], now[::-1], ("return", "advantage"), strict=True):
             axis.plot(
