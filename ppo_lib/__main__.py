@@ -31,7 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = _parser().parse_args(arguments)
         return options.command(options) or 0
-    except UserError as error:
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError):  # a full disk, a folder that can't be written
+            from .checkpoint import write_error
+
+            error = write_error(error, Path(error.filename or "The output"))
         if os.environ.get("RANK", "0") == "0":  # of several processes under torchrun, one speaks
             print(f"error: {error}", file=sys.stderr)
         return 2
@@ -42,11 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
 def train(options: Options) -> int | None:
     """Train a new run, or go on with one."""
     changes = {name: getattr(options, name) for name in FIELD_TYPES if name in options}
+    from .runs import read_config
+
     if options.resume:
         if options.run is None or options.preset is not None:
             raise UserError("--resume goes on with a run's own settings: give --run NAME and no --preset.")
         run_dir = _find_run(options.run, options.results)
-        config = PPOConfig.from_json((run_dir / "config.json").read_text()).replace(**changes)
+        config = read_config(run_dir).replace(**changes)
     else:
         name = options.preset or "quick"
         config = preset(name, **changes)
@@ -66,7 +72,7 @@ def train(options: Options) -> int | None:
         print(f"Run:    {run_dir}")
         if options.finish:
             _write_film(run_dir, options, levels=4)
-            _write_report([run_dir])
+            _write_report([run_dir], options)
     return 0
 
 
@@ -85,7 +91,7 @@ def _train(trainer: Trainer, options: Options) -> bool:
     if group.is_first:
         print(
             f"\nStopped and saved at {trainer.saved_steps:,} of {trainer.config.total_steps:,} steps. Go on with:\n"
-            f"  {launcher(group.local_size)} train --run {run_dir.name} --resume{_results_flag(options)}"
+            f"  {launcher(group.local_size)} train --run {options.run or run_dir.name} --resume{_results_flag(options)}"
         )
     return False
 
@@ -103,16 +109,16 @@ def sweep(options: Options) -> int:
 
 
 def evaluate(options: Options) -> None:
-    """Play complete episodes on train and on unseen levels and add them to the run's evaluation.csv."""
+    """Play complete episodes on train and on unseen levels; they go into the run's evaluation.csv, at its steps."""
     from .checkpoint import load_policy
     from .evaluate import evaluate, write_episodes
-    from .runs import SPLITS
+    from .runs import SPLITS, read_evaluation
     from .speed import configure
     from .stats import generalization_gap, summarize
 
     run_dir = _find_run(options.run, options.results)
     policy, config, steps = load_policy(run_dir)
-    hardware = configure(config if options.device is None else config.replace(device=options.device))
+    hardware = configure(config if options.device is None else config.replace(device=options.device), config.precision)
     policy = policy.to(hardware.device)
     policy.autocast_dtype = hardware.autocast_dtype
     played = {}
@@ -121,9 +127,6 @@ def evaluate(options: Options) -> None:
         played[split] = evaluate(
             policy, config, split, options.episodes, seed=options.seed, greedy=options.greedy, levels=levels
         )
-        if levels is None:
-            name = "evaluation_greedy.csv" if options.greedy else "evaluation.csv"
-            write_episodes(run_dir / name, steps, split, played[split])
     returns = {split: [episode.return_ for episode in played[split]] for split in SPLITS}
     for split, values in returns.items():
         summary = summarize(values)
@@ -132,6 +135,14 @@ def evaluate(options: Options) -> None:
             + _normalised(summary.mean.value, config)
         )
     print(f"generalisation gap: {generalization_gap(returns['train'], returns['unseen'])} (train minus unseen)")
+    if options.unseen_levels is None:
+        path = run_dir / ("evaluation_greedy.csv" if options.greedy else "evaluation.csv")
+        before = read_evaluation(path) if path.is_file() else None
+        most = max((len(before.select(split, steps)) for split in SPLITS), default=0) if before else 0
+        if options.episodes < most:
+            print(f"Not kept: {path} has {most} episodes of this policy; {most} or more take their place.")
+        else:
+            write_episodes(path, steps, played)
 
 
 def video(options: Options) -> None:
@@ -145,7 +156,7 @@ def video(options: Options) -> None:
 
 def report(options: Options) -> None:
     """Write figures and a page about one run or several."""
-    _write_report([_find_run(name, options.results) for name in options.runs])
+    _write_report([_find_run(name, options.results) for name in options.runs], options)
 
 
 def bench(options: Options) -> None:
@@ -166,14 +177,16 @@ def _normalised(mean: float, config: PPOConfig) -> str:
 
 def _write_film(run_dir: Path, options: Options, levels: int) -> None:
     from .checkpoint import load_policy
+    from .runs import film_path
     from .video import film
 
     policy, config, _ = load_policy(run_dir)
-    print(f"Film:   {film(policy, config, options.results.parent / 'videos' / f'{run_dir.name}.mp4', levels=levels)}")
+    print(f"Film:   {film(policy, config, film_path(run_dir, options.results), levels=levels)}")
 
 
 def _write_film_beside(run_dirs: list[Path], options: Options, levels: int) -> None:
     from .checkpoint import load_policy
+    from .runs import film_path
     from .video import film_beside
 
     if levels % len(run_dirs):
@@ -182,14 +195,15 @@ def _write_film_beside(run_dirs: list[Path], options: Options, levels: int) -> N
     for run_dir in run_dirs:
         policy, config, _ = load_policy(run_dir)
         players.append((f"{run_dir.name}: {config.num_levels or 'unlimited'} training levels", policy, config))
-    path = options.results.parent / "videos" / f"{'-beside-'.join(run_dir.name for run_dir in run_dirs)}.mp4"
+    path = film_path(run_dirs[0], options.results)
+    path = path.with_name(f"{'-beside-'.join(run_dir.name for run_dir in run_dirs)}.mp4")
     print(f"Film:   {film_beside(players, path, rows=levels // len(run_dirs))}")
 
 
-def _write_report(run_dirs: list[Path]) -> None:
+def _write_report(run_dirs: list[Path], options: Options) -> None:
     from .report import write_report
 
-    page = write_report(run_dirs)
+    page = write_report(run_dirs, results=options.results)
     print(f"Report: {page.relative_to(Path.cwd()) if page.is_relative_to(Path.cwd()) else page}")
 
 
@@ -197,8 +211,9 @@ def _find_run(name: str, results: Path) -> Path:
     """The folder of a run, given by name or path. Raises UserError with the nearest name."""
     for folder in (results / name, Path(name)):
         if (folder / "config.json").is_file():
-            return folder
-    known = sorted(path.parent.name for path in results.glob("*/config.json"))
+            return folder if folder.name.strip(".") else folder.resolve()
+    found = [path for depth in ("*", "*/*") for path in sorted(results.glob(f"{depth}/config.json"))]
+    known = [str(path.parent.relative_to(results)) for path in found]
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(known) or 'none yet'}."
     raise UserError(f"There is no run '{name}' in {results}; {hint}")
@@ -226,6 +241,8 @@ class _Parser(argparse.ArgumentParser):
                     flags += [f for sub in action.choices.values() for a in sub._actions for f in a.option_strings]
             close = difflib.get_close_matches(unknown[1], flags, n=1)
             message = f"There is no flag {unknown[1]}" + (f"; did you mean {close[0]}?" if close else ".")
+            if unknown[1] in flags:
+                message = f"{unknown[1]} is a flag of another command."
         raise UserError(f"{message.rstrip('.?')}{message[len(message.rstrip('.?')) :] or '.'} See {self.prog} --help.")
 
 

@@ -35,13 +35,22 @@ def save_checkpoint(run_dir: Path, state: dict[str, object]) -> Path:
     return _write(path, {"format": FORMAT, "kind": "checkpoint", **state}, keep=run_dir / PREVIOUS)
 
 
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether there is something to go on from."""
+    return any((run_dir / name).exists() for name in (CHECKPOINT, PREVIOUS))
+
+
 def load_checkpoint(run_dir: Path) -> dict[str, object]:
-    """Read run_dir/checkpoint.pt. Raises CheckpointError, which offers the previous one if that is whole."""
-    path = run_dir / CHECKPOINT
+    """Read run_dir/checkpoint.pt, or the previous one if a kill during a save has left that alone.
+
+    Raises CheckpointError, which offers the previous one if that is whole.
+    """
+    path, previous = run_dir / CHECKPOINT, run_dir / PREVIOUS
+    if previous.exists() and not path.exists():
+        return _read(previous, "checkpoint")
     try:
         return _read(path, "checkpoint")
     except CheckpointError as error:
-        previous = run_dir / PREVIOUS
         try:
             steps = _read(previous, "checkpoint")["steps"]
         except CheckpointError:

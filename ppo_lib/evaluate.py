@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,14 +101,16 @@ def play(
     return [episode for of_env in finished for episode in of_env]
 
 
-def write_episodes(path: Path, steps: int, split: str, episodes: Iterable[Episode]) -> None:
-    """Add rows to an evaluation.csv; they replace those of an earlier evaluation of this split at these steps."""
+def write_episodes(path: Path, steps: int, played: Mapping[str, Iterable[Episode]]) -> None:
+    """Add an evaluation (split -> episodes) to an evaluation.csv, in place of an earlier one at these steps."""
     rows: list[Iterable[object]] = []
     if path.exists():
         with open(path, newline="") as file:
             rows = [row for row in csv.reader(file) if len(row) == len(EVALUATION_COLUMNS)][1:]
-    rows = [row for row in rows if row[:2] != [str(steps), split]]
-    rows += [(steps, split, e.level_seed, f"{e.return_:g}", e.length) for e in episodes]
+    rows = [row for row in rows if row[0] != str(steps) or row[1] not in played]
+    rows += [
+        (steps, split, e.level_seed, f"{e.return_:g}", e.length) for split, episodes in played.items() for e in episodes
+    ]
     temporary = path.with_suffix(".tmp")
     with open(temporary, "w", newline="") as file:
         csv.writer(file).writerows([EVALUATION_COLUMNS, *rows])

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+from .config import UserError
 
 METRICS = (
     "steps", "seconds", "episodes", "return_mean", "length_mean", "policy_loss", "value_loss", "entropy",
@@ -54,10 +57,11 @@ class Logger:
             self.bar.write(text)
 
     def close(self) -> None:
-        """Flush and close everything."""
+        """Flush and close everything. What can't be written any more (a full disk) was reported by update."""
         self.bar.close()
-        self.events.close()
-        self.file.close()
+        for file in (self.events, self.file):
+            with contextlib.suppress(OSError):
+                file.close()
 
 
 class NoLogger:
@@ -77,12 +81,21 @@ class NoLogger:
 
 
 def keep_rows(path: Path, columns: tuple[str, ...], steps: int) -> None:
-    """Keep the header and the rows up to `steps` (first column); write the header if there is no file."""
+    """Keep the header and the rows up to `steps` (first column); write the header if there is no file.
+
+    Raises UserError for a file that something else has rewritten.
+    """
     rows: list[dict[str, str]] = []
     if path.exists():
-        with open(path, newline="") as file:
-            # a row that a kill cut short has too few fields
-            rows = [row for row in csv.DictReader(file) if None not in row.values() and int(row["steps"]) <= steps]
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                # a row that a kill cut short has too few fields
+                rows = [row for row in csv.DictReader(file) if None not in row.values() and int(row["steps"]) <= steps]
+        except (KeyError, ValueError):
+            raise UserError(
+                f"{path} is not as this project wrote it (a spreadsheet's doing?): restore it, or remove it to go on "
+                "without its rows."
+            ) from None
     temporary = path.with_suffix(".tmp")
     with open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")

@@ -95,8 +95,9 @@ def train_vs_unseen(runs: Runs) -> Figure:
         gap = summary.gap
         level = max(tops) * 1.17
         axis.plot([0, 0, 1, 1], [level * 0.98, level, level, level * 0.98], color=GREY, lw=1)
-        axis.annotate(f"gap {gap.value:+.1f}  [{gap.low:+.1f}, {gap.high:+.1f}]", (0.5, level), (0, 4),
-                      textcoords="offset points", ha="center", fontsize=9)  # fmt: skip
+        interval = "" if math.isnan(gap.low) else f"  [{gap.low:+.1f}, {gap.high:+.1f}]"
+        axis.annotate(f"gap {gap.value:+.1f}{interval}", (0.5, level), (0, 4), textcoords="offset points",
+                      ha="center", fontsize=9)  # fmt: skip
         tops.append(level * 1.08)
     draw_random(axis, runs, inline=True)
     label_axes(axis, "levels that the agent plays", RETURN)

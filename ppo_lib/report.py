@@ -19,7 +19,7 @@ from .config import PRESETS, PPOConfig, UserError, preset
 from .drawing import figure_png, format_steps
 from .encode import video_tag
 from .page import PAGE
-from .runs import SPLITS, Run, Runs, RunSummary, group_experiments, load_runs, summarize_experiment
+from .runs import SPLITS, Run, Runs, RunSummary, film_path, group_experiments, load_runs, name_in, summarize_experiment
 from .stats import RANDOM_RETURN, SCORE_RANGE, Estimate, normalized_score
 
 REFERENCE = "starpilot_easy200_openai_ppo.csv"  # in results/reference
@@ -32,12 +32,12 @@ _CAPTIONS = {
 }
 
 
-def write_report(run_dirs: Runs, output: str | Path | None = None) -> Path:
+def write_report(run_dirs: Runs, output: str | Path | None = None, results: str | Path | None = None) -> Path:
     """Draw the figures of one or several runs and write the page that shows them; returns the page's path.
 
     One run: figures and report.html go into its folder. Several: into the folder above them, the figures under the
-    page's name. output: another path for the page. Films come from videos/ beside results/, published curves from
-    results/reference/, also for the runs of a sweep, which lie one folder deeper.
+    page's name. output: another path for the page; results: the folder of all runs (default: the one above), in which
+    published curves lie and beside which films do.
     Raises UserError for a folder that is no run or can't be written.
     """
     runs = load_runs(run_dirs)
@@ -46,13 +46,14 @@ def write_report(run_dirs: Runs, output: str | Path | None = None) -> Path:
     single = len(runs) == 1
     folder = runs[0].path if single else runs[0].path.parent
     page = Path(output) if output is not None else folder / "report.html"
-    figures = {name: figure_png(figure) for name, figure in _figures(runs).items()}
+    results = Path(results if results is not None else runs[0].path.parent).resolve()
+    figures = {name: figure_png(figure) for name, figure in _figures(runs, results).items()}
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             (folder / (f"{name}.png" if single else f"{page.stem}_{name}.png")).write_bytes(figure)
         temporary = page.with_suffix(".tmp")
-        temporary.write_text(_page(runs, figures), encoding="utf-8")
+        temporary.write_text(_page(runs, figures, results), encoding="utf-8")
         os.replace(temporary, page)
     except OSError as error:
         raise UserError(f"The report {page} can't be written ({error.strerror}): choose another folder.") from None
@@ -73,12 +74,12 @@ def command_of(config: PPOConfig, name: str) -> str:
     return " ".join(["python -m ppo_lib train", f"--preset {nearest}", f"--run {name}", *flags])
 
 
-def _figures(runs: list[Run]) -> dict[str, Figure]:
+def _figures(runs: list[Run], results: Path) -> dict[str, Figure]:
     """Name -> figure, only those for which there is something to draw."""
     evaluated = any(len(run.evaluation) for run in runs)
     figures = {}
     if evaluated or any(run.metrics for run in runs):
-        figures["learning_curve"] = plots.learning_curve(runs, _reference(runs))
+        figures["learning_curve"] = plots.learning_curve(runs, _reference(runs, results))
     if evaluated:
         figures["train_vs_unseen"] = plots.train_vs_unseen(runs)
     if len(runs) == 1:
@@ -91,30 +92,26 @@ def _figures(runs: list[Run]) -> dict[str, Figure]:
     return figures
 
 
-def _reference(runs: list[Run]) -> Path | None:
+def _reference(runs: list[Run], results: Path) -> Path | None:
     """The published curves, where all runs follow their protocol: 200 levels of easy StarPilot with backgrounds."""
     same = all(
         (c.env_name, c.distribution_mode, c.num_levels, c.use_backgrounds, c.restrict_themes)
         == ("starpilot", "easy", 200, True, False)
         for c in (run.config for run in runs)
     )
-    return _near_results(runs[0], f"reference/{REFERENCE}") if same else None
+    path = results / "reference" / REFERENCE
+    return path if same and path.is_file() else None
 
 
-def _near_results(run: Run, name: str) -> Path | None:
-    """The file of this name, seen from results/, in which the run lies directly or in a sweep's folder."""
-    candidates = (folder / name for folder in (run.path.parent, run.path.parent.parent))
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def _page(runs: list[Run], figures: dict[str, bytes]) -> str:
+def _page(runs: list[Run], figures: dict[str, bytes], results: Path) -> str:
     """The whole page."""
     groups = group_experiments(runs)
     summaries = {label: summarize_experiment(group) for label, group in groups.items()}
     title = runs[0].name if len(runs) == 1 else "Runs compared"
     parts = [_headline(group[0].config, summaries[label], label, len(groups) > 1) for label, group in groups.items()]
     for run in runs:
-        if film := _near_results(run, f"../videos/{run.name}.mp4"):
+        film = film_path(run.path, results)
+        if film.is_file():
             heading = "Film" if len(runs) == 1 else f"Film of {run.name}"
             parts.append(
                 f"<h2>{escape(heading)}</h2><figure>{video_tag(film)}<figcaption>Left training levels, right levels "
@@ -122,7 +119,8 @@ def _page(runs: list[Run], figures: dict[str, bytes]) -> str:
                 "of every action; the one taken is lit.</figcaption></figure>"
             )
         elif len(runs) == 1:
-            parts.append(f"<p class=note>No film yet: <code>python -m ppo_lib video {escape(run.name)}</code></p>")
+            command = f"python -m ppo_lib video {name_in(run.path, results)}"
+            parts.append(f"<p class=note>No film yet: <code>{escape(command)}</code></p>")
     parts.append('<div class="figures">')
     for name, figure in figures.items():
         caption, data = escape(_CAPTIONS[name]), base64.b64encode(figure).decode()
@@ -131,9 +129,10 @@ def _page(runs: list[Run], figures: dict[str, bytes]) -> str:
     parts.append("</div>")
     if any(summary.train or summary.unseen for summary in summaries.values()):
         parts += ["<h2>Numbers</h2>", _numbers(groups, summaries), _method(runs)]
+    names = [name_in(run.path, results) for run in runs]
     commands = "\n".join(
-        f"{command_of(run.config, run.name)}\npython -m ppo_lib evaluate {run.name}\npython -m ppo_lib video {run.name}"
-        for run in runs
+        f"{command_of(run.config, run.name)}\npython -m ppo_lib evaluate {name}\npython -m ppo_lib video {name}"
+        for run, name in zip(runs, names, strict=True)
     )
     parts.append(f"<h2>Do it again</h2><pre>{escape(commands)}</pre><h2>Settings</h2>{_settings(runs)}")
     return PAGE.replace("@TITLE@", escape(title)).replace("@BODY@", "\n".join(parts))

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from .stats import Estimate, Summary, generalization_gap, summarize
 SPLITS = ("train", "unseen")
 EVALUATION_COLUMNS = ("steps", "split", "level_seed", "return", "length")
 _LEVEL_FIELDS = ("num_levels", "start_level")
+MEASURING_FIELDS = ("eval_interval", "eval_episodes", "checkpoint_interval")
 # Fields in which the runs of one experiment may differ: chance, the machine, and what is measured.
-_SIBLING_FIELDS = ("seed", "device", "precision", "eval_interval", "eval_episodes", "checkpoint_interval")
+_SIBLING_FIELDS = ("seed", "device", "precision", *MEASURING_FIELDS)
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,10 @@ Runs = Run | str | Path | Sequence[Run | str | Path]
 
 
 def load_runs(runs: Runs) -> list[Run]:
-    """Runs in memory, from one run or several, each given as a Run or as its folder."""
+    """Runs in memory, from one run or several, each given as a Run or as its folder; one given twice counts once."""
     single = isinstance(runs, (Run, str, Path))
-    return [run if isinstance(run, Run) else load_run(run) for run in ([runs] if single else runs)]  # type: ignore
+    found = (run if isinstance(run, Run) else load_run(run) for run in ([runs] if single else runs))  # type: ignore
+    return list({run.path: run for run in found}.values())
 
 
 def summarize_run(run: Run | str | Path) -> RunSummary:
@@ -147,12 +149,25 @@ def group_experiments(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """Label -> runs that differ by nothing but their seed and machine.
 
     A lone run's label is its name; where two folders hold different runs of one name, the folder stands before it.
+    Runs of one seed repeat each other, on one machine to the last bit, and are no sample: they stay apart.
     """
     labels: dict[str, list[Run]] = {}
-    for group in group_by_settings(runs, _SIBLING_FIELDS).values():
+    for group in _one_of_each_seed(group_by_settings(runs, _SIBLING_FIELDS).values()):
         label = group[0].name if len(group) == 1 else f"{group[0].name} ({len(group)} seeds)"
         labels[f"{group[0].path.parent.name}/{label}" if label in labels else label] = group
     return labels
+
+
+def _one_of_each_seed(groups: Iterable[list[Run]]) -> Iterator[list[Run]]:
+    """The groups; those that hold a seed several times, in as many parts."""
+    for group in groups:
+        parts: list[list[Run]] = []
+        for run in group:
+            part = next((p for p in parts if all(run.config.seed != other.config.seed for other in p)), None)
+            if part is None:
+                parts.append(part := [])
+            part.append(run)
+        yield from parts
 
 
 def group_families(runs: Iterable[Run]) -> dict[str, list[Run]]:
@@ -164,6 +179,18 @@ def group_families(runs: Iterable[Run]) -> dict[str, list[Run]]:
     families = sorted(groups.items(), key=lambda item: -len({run.config.num_levels for run in item[1]}))
     names = [", ".join(f"{k} {v}" for k, v in key if v != dict(families[0][0])[k]) for key, _ in families]
     return dict(zip(names, (family for _, family in families), strict=True))
+
+
+def name_in(run_dir: Path, results: Path) -> str:
+    """What the command line calls a run: its path in the results folder, or in full if it lies elsewhere."""
+    path, results = run_dir.resolve(), results.resolve()
+    return path.relative_to(results).as_posix() if path.is_relative_to(results) else str(path)
+
+
+def film_path(run_dir: Path, results: Path) -> Path:
+    """Where a run's film lies: videos/ beside the results folder repeats its structure."""
+    name = name_in(run_dir, results)
+    return results.parent / "videos" / f"{run_dir.name if Path(name).is_absolute() else name}.mp4"
 
 
 def read_evaluation(path: str | Path) -> Evaluation:
@@ -187,8 +214,14 @@ def read_metrics(path: str | Path) -> dict[str, NDArray[np.float64]]:
 
 
 def read_config(run_dir: str | Path) -> PPOConfig:
-    """The settings of a run, from its config.json; UserError if there is none."""
-    return PPOConfig.from_json(_file(run_dir, "config.json", "give the folder of a run").read_text(encoding="utf-8"))
+    """The settings of a run, from its config.json; UserError if there is none or it can't be read."""
+    path = _file(run_dir, "config.json", "give the folder of a run")
+    try:
+        return PPOConfig.from_json(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text: restore it.") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _episodes(rows: Sequence[Sequence]) -> Evaluation:
@@ -213,7 +246,7 @@ def _file(path: str | Path, name: str, remedy: str) -> Path:
 
 
 def _read_rows(path: Path, columns: Sequence[str], parse: Callable[[dict[str, str]], list]) -> list[list]:
-    """Parse every line of a CSV. Only the last line may be broken: a run that was killed while writing it."""
+    """Parse every line of a CSV but a last one without its end: a run was killed while writing it."""
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
     reader = csv.DictReader(lines)
@@ -222,13 +255,13 @@ def _read_rows(path: Path, columns: Sequence[str], parse: Callable[[dict[str, st
         raise UserError(f"{path} has no column '{missing[0]}': it is not a file of this project or was cut off.")
     rows = []
     for row in reader:
+        if reader.line_num == len(lines) and not text.endswith("\n"):
+            break  # even a cell that looks whole may lack digits
         try:
             if None in row or None in row.values():
                 raise ValueError("too many or too few cells")
             rows.append(parse(row))
         except ValueError as error:
-            if reader.line_num == len(lines) and not text.endswith("\n"):
-                break
             raise UserError(f"{path}, line {reader.line_num}: {error}; remove that line.") from None
     return rows
 

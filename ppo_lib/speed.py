@@ -53,11 +53,13 @@ class Hardware:
 def configure(config: PPOConfig, precision: str | None = None, group: Group = ALONE) -> Hardware:
     """Choose device and precision, and set up allocator and threads for this process.
 
-    precision overrides the config's (a resumed run passes what it began with); processes of a group on one machine
-    share its GPUs and cores.
+    precision: of a run that exists, in place of the config's; begun in fp16, it goes on in float32 on a CPU.
+    Processes of a group on one machine share its GPUs and cores.
     Raises UserError if a GPU or a precision is asked for that isn't there.
     """
     device, reason = _pick_device(config.device, group)
+    if precision == "fp16" and device.type == "cpu":
+        precision, reason = "float32", f"{reason}, float32 (fp16, in which it began, needs a GPU)"
     precision = precision or config.precision
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True

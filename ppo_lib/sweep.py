@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from .config import FIELD_TYPES, PPOConfig, UserError, preset
 from .engines import ENGINES, Futures
-from .runs import read_config
+from .runs import load_run
 from .signals import interruptible
 from .sweep_run import LOG, RunFailed, SweepRun
 
@@ -105,6 +105,10 @@ def sweep(runs: Sequence[SweepRun], engine: str = "local", jobs: int = 1) -> int
             complete = sum(run.complete for run in runs)
             print(f"\nStopped and saved; {complete} of {len(runs)} runs are complete. The same command goes on.")
             return 130
+    for run, cause in failures.items():
+        print(f"FAILED {run.name}: {cause} (log: {run.run_dir / LOG})", file=sys.stderr)
+    if failures:
+        print(f"{len(failures)} of {len(runs)} runs failed. The same command tries them again.", file=sys.stderr)
     finished = [run for run in runs if run not in failures]
     if finished:
         from .sweep_table import conclude
@@ -112,10 +116,6 @@ def sweep(runs: Sequence[SweepRun], engine: str = "local", jobs: int = 1) -> int
         everything = [*finished, *_runs_of_other_grids(runs)]
         everything.sort(key=lambda run: run.config.num_levels or math.inf)  # stable: the rest as given
         conclude([run.run_dir for run in everything])
-    for run, cause in failures.items():
-        print(f"FAILED {run.name}: {cause} (log: {run.run_dir / LOG})", file=sys.stderr)
-    if failures:
-        print(f"{len(failures)} of {len(runs)} runs failed. The same command tries them again.", file=sys.stderr)
     return 1 if failures else 0
 
 
@@ -125,7 +125,7 @@ def _runs_of_other_grids(runs: Sequence[SweepRun]) -> list[SweepRun]:
     others = []
     for folder in sorted(folders - {run.run_dir for run in runs}):
         try:
-            run = SweepRun(folder, read_config(folder))
+            run = SweepRun(folder, load_run(folder).config)
             if run.complete:
                 others.append(run)
         except UserError as error:  # it must not hide what this sweep has to say

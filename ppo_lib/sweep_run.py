@@ -61,7 +61,8 @@ class SweepRun:
             lines = (self.run_dir / "metrics.csv").read_text(encoding="utf-8").split("\n")[1:-1]
         except OSError:
             return 0
-        return min(int(lines[-1].partition(",")[0]), self.last_step) if lines else 0
+        steps = lines[-1].partition(",")[0] if lines else ""
+        return min(int(steps), self.last_step) if steps.isdecimal() else 0
 
     @property
     def policy_steps(self) -> int:
@@ -108,13 +109,15 @@ class SweepRun:
                     f"The run {self.run_dir} was made with another config ({', '.join(changed)}); give the sweep "
                     "another name with --sweep, or remove that run."
                 )
+        from .checkpoint import has_checkpoint
+
         steps = self.policy_steps
         if steps > self.last_step:
             raise UserError(
                 f"The run {self.run_dir} has trained for {steps:,} steps already, more than the {self.last_step:,} "
                 "asked for; give the sweep another name with --sweep, or more --total-steps."
             )
-        if 0 < steps < self.last_step and not self._checkpoints():
+        if 0 < steps < self.last_step and not has_checkpoint(self.run_dir):
             raise UserError(
                 f"The run {self.run_dir} has no checkpoint to go on from (git doesn't keep them); remove the folder "
                 "to train it again, or give the sweep another name with --sweep."
@@ -135,18 +138,13 @@ class SweepRun:
         for name, value in self.config.to_dict().items():
             flag = name.replace("_", "-")
             flags += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
-        checkpoints = self._checkpoints()
-        if checkpoints and checkpoints[0].name != "checkpoint.pt":  # killed between the two renames of a save
-            checkpoints[0].rename(self.run_dir / "checkpoint.pt")
-        if not checkpoints:  # killed before its first save: what is there is worth nothing
+        from .checkpoint import has_checkpoint
+
+        resume = has_checkpoint(self.run_dir)
+        if not resume:  # killed before its first save: what is there is worth nothing
             for left in [self.run_dir / "config.json", *self.run_dir.glob("events.out.tfevents.*")]:
                 left.unlink(missing_ok=True)
-        return ["train", "--run", *where, *(["--resume"] if checkpoints else []), *flags]
-
-    def _checkpoints(self) -> list[Path]:
-        """The checkpoint and the one before it, as far as they exist."""
-        files = (self.run_dir / name for name in ("checkpoint.pt", "checkpoint.previous.pt"))
-        return [file for file in files if file.is_file()]
+        return ["train", "--run", *where, *(["--resume"] if resume else []), *flags]
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .checkpoint import write_error
-from .runs import Run, load_runs, summarize_experiment
+from .runs import MEASURING_FIELDS, Run, load_runs, summarize_experiment
 from .stats import Estimate
 from .sweep_run import LOG
 
@@ -39,7 +39,7 @@ def conclude(run_dirs: Sequence[Path]) -> None:
         (folder / "table.md").write_text(text, encoding="utf-8")
     except OSError as error:
         raise write_error(error, folder) from None
-    page = write_report(runs, folder / "report.html")
+    page = write_report(runs, folder / "report.html", results=folder.parent)
     figures = sorted(page.parent.glob("report_*.png")) if len(runs) > 1 else sorted(runs[0].path.glob("*.png"))
     main = [f for f in figures if "levels_curve" in f.name] or [f for f in figures if "train_vs_unseen" in f.name]
     print(f"Table:  {folder / 'table.md'}")
@@ -55,7 +55,8 @@ def table(runs: Sequence[Run]) -> list[Row]:
     steps of a run, seconds of training in a run (mean over seeds), steps_per_second, machine ("" if not known).
     """
     configs = [run.config.to_dict() for run in runs]
-    varied = [n for n in configs[0] if n != "seed" and (n == "num_levels" or len({c[n] for c in configs}) > 1)]
+    fields = [name for name in configs[0] if name not in ("seed", *MEASURING_FIELDS)]
+    varied = [name for name in fields if name == "num_levels" or len({c[name] for c in configs}) > 1]
     groups: dict[tuple[object, ...], list[Run]] = {}
     for run, config in zip(runs, configs, strict=True):
         groups.setdefault(tuple(config[name] for name in varied), []).append(run)

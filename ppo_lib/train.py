@@ -9,15 +9,18 @@
 from __future__ import annotations
 
 import copy
+import fcntl
+import os
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from torch import Tensor
 
-from .checkpoint import CHECKPOINT, POLICY, PREVIOUS, load_checkpoint, save_checkpoint, save_policy, write_error
+from .checkpoint import POLICY, has_checkpoint, load_checkpoint, save_checkpoint, save_policy, write_error
 from .collector import Collector
 from .config import PPOConfig, UserError, derive_seed
 from .distributed import ALONE, Group, launcher
@@ -44,7 +47,8 @@ class Trainer:
 
     config: settings; run_dir: the run's folder, made if missing; resume: go on from its checkpoint;
     overlap: see Collector; progress: show a progress bar and messages; group: the processes that train together.
-    Raises UserError if the run exists (without resume) or its checkpoint doesn't fit the config or the group.
+    Raises UserError if the run exists (without resume), another process trains it, or its checkpoint doesn't fit the
+    config or the group.
     """
 
     def __init__(
@@ -81,8 +85,10 @@ class Trainer:
         if checkpoint:
             self.load_state_dict(checkpoint)
         self.group.wait()  # all have looked at the folder before one changes it
-        self.logger = self._make_folder(progress) if self.group.is_first else NoLogger()
+        self._lock: TextIO | None = None
+        self.logger = self._make_folder(progress, resume) if self.group.is_first else NoLogger()
         self.logger.message(f"{self.run_dir.name}: {self.hardware.reason}")
+        self._boundary = self.state_dict()  # where the run stood after the last whole update
 
     @property
     def policy(self) -> ActorCritic:
@@ -99,9 +105,11 @@ class Trainer:
         in both cases the last checkpoint is kept.
         """
         alone = self.group.size == 1
+        self._boundary = self.state_dict()
         try:
             with interruptible(None if alone else self.stop):
-                self._boundary = self.state_dict()
+                if self.steps >= self.config.total_steps:
+                    self.save()  # a kill may have left the policy behind the checkpoint
                 while self.steps < self.config.total_steps:
                     metrics = self.update()
                     if self._passed(self.config.eval_interval):
@@ -185,8 +193,7 @@ class Trainer:
             )
             for split in SPLITS
         }
-        for split, episodes in played.items():
-            write_episodes(self.run_dir / "evaluation.csv", self.steps, split, episodes)
+        write_episodes(self.run_dir / "evaluation.csv", self.steps, played)
         means = {split: float(np.mean([e.return_ for e in episodes])) for split, episodes in played.items()}
         self.logger.evaluation(self.steps, means)
         return means
@@ -258,9 +265,11 @@ class Trainer:
         return not self._go.is_set()
 
     def close(self) -> None:
-        """Free the games' threads and close the log files."""
+        """Free the games' threads, close the log files and let others train the run."""
         self.collector.close()
         self.logger.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def _obey(self) -> None:
         self._go.wait()
@@ -272,12 +281,9 @@ class Trainer:
     def _find_checkpoint(self, resume: bool) -> dict[str, object] | None:
         """The checkpoint to resume from, or None for a new run, whose folder must not exist."""
         if not resume:
-            if (self.run_dir / "config.json").exists():
-                raise UserError(
-                    f"The run {self.run_dir} exists; go on with --resume, or choose another name with --run."
-                )
+            self._refuse_existing()
             return None
-        if not any((self.run_dir / name).exists() for name in (CHECKPOINT, PREVIOUS, POLICY)):
+        if not has_checkpoint(self.run_dir) and not (self.run_dir / POLICY).exists():
             return None  # it was stopped before its first checkpoint: there is nothing to lose
         checkpoint = load_checkpoint(self.run_dir)
         saved = PPOConfig.from_dict(checkpoint["config"])
@@ -295,13 +301,40 @@ class Trainer:
                 f"The run {self.run_dir} was trained by {processes} process{'es' * (processes > 1)}, not "
                 f"{self.group.size}; go on with {launcher(processes)} train."
             )
+        if self.last_step < checkpoint["steps"]:
+            raise UserError(
+                f"The run {self.run_dir} has trained for {checkpoint['steps']:,} steps already, more than the "
+                f"{self.last_step:,} asked for: give more --total-steps, or leave them out."
+            )
         return checkpoint
 
-    def _make_folder(self, progress: bool) -> Logger:
+    def _refuse_existing(self) -> None:
+        if (self.run_dir / "config.json").exists():
+            raise UserError(f"The run {self.run_dir} exists; go on with --resume, or choose another name with --run.")
+
+    def _make_folder(self, progress: bool, resume: bool) -> Logger:
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
-            (self.run_dir / "config.json").write_text(self.config.to_json())
+            self._lock = self._lock_folder()
+            if not resume:
+                self._refuse_existing()  # another process may have been faster
+            temporary = self.run_dir / "config.tmp"
+            temporary.write_text(self.config.to_json(), encoding="utf-8")
+            os.replace(temporary, self.run_dir / "config.json")
+            keep_rows(self.run_dir / "evaluation.csv", EVALUATION_COLUMNS, self.steps)
+            return Logger(self.run_dir, self.last_step, self.steps, progress)
         except OSError as error:
             raise write_error(error, self.run_dir) from None
-        keep_rows(self.run_dir / "evaluation.csv", EVALUATION_COLUMNS, self.steps)
-        return Logger(self.run_dir, self.last_step, self.steps, progress)
+
+    def _lock_folder(self) -> TextIO:
+        """Keep other processes out of the folder, until close() or this one's end."""
+        file = open(self.run_dir / ".train.lock", "w")  # noqa: SIM115 (closed by close)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise UserError(
+                f"Another process is training {self.run_dir}: stop it first, or choose another name with --run."
+            ) from None
+        except OSError:
+            pass  # a file system without locks, such as a mounted Drive
+        return file

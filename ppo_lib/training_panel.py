@@ -19,7 +19,7 @@ from pathlib import Path
 import ipywidgets as w
 from IPython.display import display
 
-from .checkpoint import CHECKPOINT, POLICY
+from .checkpoint import POLICY, has_checkpoint
 from .config import PPOConfig, UserError
 from .live_curve import live_curve, live_values, progress_line
 from .runs import read_config
@@ -46,6 +46,7 @@ class TrainingPanel:
         self._thread: threading.Thread | None = None
         self._updates_left: int | None = None
         self._speed = 0.0  # steps per second of the last update
+        self._wishes: dict[str, float] = {}  # what `set` was given before there was a trainer
         self.name = entry("run", Path(run_dir).name)
         self.name.description = "name of the run"
         self.form = {name: entry(name, getattr(config, name)) for name in fields}
@@ -122,9 +123,17 @@ class TrainingPanel:
         self._show_state()
 
     def set(self, **values: float) -> None:
-        """Move sliders by name, as in set(learning_rate=1e-4)."""
-        for name, value in values.items():
-            put(self.sliders[name], value)
+        """Move sliders of the training that runs, as in set(learning_rate=1e-4).
+
+        Raises UserError for a name without a slider and a value that no config may have.
+        """
+        for name in values:
+            if name not in self.sliders:
+                raise UserError(f"There is no slider for {name}; there are: {', '.join(self.sliders)}.")
+        self.base.replace(**values)
+        self._wishes |= values
+        if self.trainer is not None:
+            self._fulfil_wishes()
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the training has ended, at most `timeout` seconds. An interrupt of the cell stops and saves."""
@@ -159,7 +168,7 @@ class TrainingPanel:
         stop_all()
         atexit.unregister(stop_all)
         atexit.register(stop_all, timeout=20)  # a kernel that is restarted saves first
-        self._updates_left, self._speed = updates, 0.0
+        self._updates_left, self._speed, self._wishes = updates, 0.0, {}
         thread = threading.Thread(target=self._work, args=(config, self.run_dir), daemon=True)
         thread.panel, thread.stopping = self, False  # type: ignore[attr-defined]
         self._thread = thread
@@ -171,12 +180,13 @@ class TrainingPanel:
         ended = threading.Event()
         threading.Thread(target=self._watch, args=(ended,), daemon=True).start()
         try:
-            resume = (run_dir / CHECKPOINT).exists()
+            resume = has_checkpoint(run_dir)
             if not resume:
                 (run_dir / "config.json").unlink(missing_ok=True)  # of a run that ended before its first checkpoint
             self.trainer = trainer = Trainer(config, run_dir, resume=resume, progress=False)
             for name, value in live_values(trainer).items():
                 put(self.sliders[name], value)  # a resumed run goes on with what its sliders were
+            self._fulfil_wishes()
             if threading.current_thread().stopping:  # type: ignore[attr-defined]
                 trainer.stop()
             trainer.train(self._after_update)
@@ -204,6 +214,11 @@ class TrainingPanel:
         while not ended.wait(1.0):
             self._show_state()
 
+    def _fulfil_wishes(self) -> None:
+        for name in list(self._wishes):  # set() may be doing the same in another thread
+            if (value := self._wishes.pop(name, None)) is not None:
+                put(self.sliders[name], value)
+
     def _steer(self, name: str, value: float) -> None:
         """A slider moved: act on the trainer at once."""
         trainer = self.trainer
@@ -223,7 +238,7 @@ class TrainingPanel:
         running = thread is not None
         stopping = running and thread.stopping  # type: ignore[attr-defined]
         paused = trainer is not None and trainer.paused
-        begun = (self.run_dir / CHECKPOINT).exists()
+        begun = has_checkpoint(self.run_dir)
         self.start_button.disabled = running or bool(self.invalid)
         self.start_button.description = "Go on" if begun else "Start"
         self.pause_button.disabled = trainer is None or stopping
@@ -261,7 +276,7 @@ def _check_run(results: Path, name: str, config: PPOConfig) -> None:
     run_dir = results / name
     if not (run_dir / "config.json").is_file():
         return
-    if not (run_dir / CHECKPOINT).exists():
+    if not has_checkpoint(run_dir):
         if (run_dir / POLICY).exists():
             raise UserError(f"The run {name} has no checkpoint to go on from: give this one another name.")
         return

@@ -110,6 +110,17 @@ def test_evaluate_adds_episodes_and_prints_intervals(project):
     process = run(project, "evaluate", "first", "--episodes", 2, "--greedy")
     assert process.returncode == 0 and len(rows(folder / "evaluation_greedy.csv")) == 4
     assert len(rows(folder / "evaluation.csv")) == 6
+    process = run(project, "evaluate", "first", "--episodes", 2)
+    assert "Not kept" in process.out and "3 episodes" in process.out and rows(folder / "evaluation.csv") == found
+
+
+def test_a_file_that_cannot_be_written_is_one_sentence(project):
+    folder = project / "results" / "first"
+    (folder / "evaluation.tmp").mkdir()
+    process = run(project, "evaluate", "first", "--episodes", 3)
+    (folder / "evaluation.tmp").rmdir()
+    assert process.returncode == 2 and process.err.count("\n") == 1 and "could not be written" in process.err
+    assert "mean return" in process.out  # what was played is told all the same
 
 
 def test_video_and_report_commands(project):
@@ -122,6 +133,18 @@ def test_video_and_report_commands(project):
         process = run(project, *arguments)
         assert process.returncode == 0, process.err
     assert (project / "videos" / "first-beside-copy.mp4").is_file()
+
+
+def test_runs_of_a_sweep_keep_their_name_in_commands_and_films(project):
+    shutil.copytree(project / "results" / "first", project / "results" / "s" / "first")
+    for arguments in (("video", "s/first", "--levels", 2), ("report", "s/first")):
+        process = run(project, *arguments)
+        assert process.returncode == 0, process.err
+    assert (project / "videos" / "s" / "first.mp4").is_file()
+    page = (project / "results" / "s" / "first" / "report.html").read_text()
+    assert "<video" in page and "python -m ppo_lib evaluate s/first\n" in page
+    process = run(project / "results" / "s" / "first", "video", ".", "--levels", 2, "--results", project / "results")
+    assert process.returncode == 0, process.err
 
 
 @pytest.mark.parametrize("recurrent", ["--recurrent", "--no-recurrent"])
@@ -191,7 +214,10 @@ def test_a_finished_run_can_be_prolonged(project):
         ("train --run frist --resume", "did you mean 'first'"),
         ("train --results first.txt/results", "could not be written"),
         ("train --precision fp16 --device cpu", "fp16 needs a GPU"),
+        ("train --run first --resume --total-steps 64", "128 steps already"),
         ("evaluate nowhere", "There is no run 'nowhere'"),
+        ("evaluate first --precision float32", "--precision is a flag of another command"),
+        ("report broken", "broken/config.json: The config is not valid JSON"),
         ("evaluate first --episodes 0", "at least 1"),
         ("evaluate first --unseen-levels 40 20", "overlap"),
         ("video first --levels 3", "even number"),
@@ -203,6 +229,8 @@ def test_a_finished_run_can_be_prolonged(project):
 )
 def test_mistakes_get_one_sentence_and_change_nothing(project, refused, arguments, words):
     (project / "first.txt").touch()
+    (project / "results" / "broken").mkdir(exist_ok=True)
+    (project / "results" / "broken" / "config.json").write_text("{")
     refused(project, *arguments.split(), words=words)
 
 
@@ -216,15 +244,12 @@ def test_cuda_without_a_gpu(project, refused):
     refused(project, "train", "--device", "cuda", words="no CUDA GPU.*--device cpu")
 
 
-@pytest.mark.parametrize("how", ["truncated", "empty", "foreign", "missing"])
+@pytest.mark.parametrize("how", ["truncated", "empty", "foreign"])
 def test_a_ruined_checkpoint_offers_the_previous_one(project, refused, how):
     name = f"ruined-{how}"
     shutil.copytree(project / "results" / "first", project / "results" / name)
     path = project / "results" / name / "checkpoint.pt"
-    if how == "missing":
-        path.unlink()
-    else:
-        path.write_bytes({"truncated": path.read_bytes()[:5000], "empty": b"", "foreign": b"PK nonsense"}[how])
+    path.write_bytes({"truncated": path.read_bytes()[:5000], "empty": b"", "foreign": b"PK nonsense"}[how])
     refused(project, "train", "--run", name, "--resume", words="64 steps, is whole.*`mv .*previous")
     assert load_policy(path.parent)[2] == 128  # the policy is a file of its own
 

@@ -122,8 +122,8 @@ def test_overlapping_levels_are_refused(tiny):
 def test_rows_on_disk(tmp_path):
     path = tmp_path / "evaluation.csv"
     episodes = play(Recorder(), ShortEpisodesScoreLow(2), quota=1)
-    write_episodes(path, 100, "train", episodes)
-    write_episodes(path, 200, "unseen", episodes)
+    write_episodes(path, 100, {"train": episodes})
+    write_episodes(path, 200, {"unseen": episodes})
     rows = list(csv.DictReader(path.read_text().splitlines()))
     assert tuple(rows[0]) == EVALUATION_COLUMNS and len(rows) == 4
     assert [float(row["return"]) for row in rows[2:]] == [e.return_ for e in episodes]
@@ -132,6 +132,6 @@ def test_rows_on_disk(tmp_path):
 def test_evaluating_again_replaces_the_rows_of_those_steps(tmp_path):
     path = tmp_path / "evaluation.csv"
     for steps, returns in ((100, [1.0]), (200, [2.0, 2.0]), (200, [3.0])):
-        write_episodes(path, steps, "train", [Episode(0, value, 5) for value in returns])
+        write_episodes(path, steps, {"train": [Episode(0, value, 5) for value in returns]})
     rows = list(csv.DictReader(path.read_text().splitlines()))
     assert [(row["steps"], row["return"]) for row in rows] == [("100", "1"), ("200", "3")]

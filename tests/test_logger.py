@@ -2,6 +2,9 @@
 
 import csv
 
+import pytest
+
+from ppo_lib.config import UserError
 from ppo_lib.logger import METRICS, Logger, keep_rows
 
 
@@ -36,6 +39,25 @@ def test_a_row_cut_short_by_a_kill_is_dropped(tmp_path):
     path.write_text("steps,a,b\n10,1,2\n20,1\n")
     keep_rows(path, ("steps", "a", "b"), 100)
     assert path.read_text().split() == ["steps,a,b", "10,1,2"]
+
+
+@pytest.mark.parametrize("content", ["steps;a\n10;1\n", "steps,a\n10.0,1\n"])
+def test_a_file_that_a_spreadsheet_rewrote_is_explained(tmp_path, content):
+    path = tmp_path / "metrics.csv"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"metrics\.csv is not as this project wrote it"):
+        keep_rows(path, ("steps", "a"), 100)
+    assert path.read_text() == content
+
+
+def test_closing_does_not_hide_what_went_wrong(tmp_path):
+    logger = Logger(tmp_path, 100, progress=False)
+    logger.file.close()
+    logger.file = open("/dev/full", "w")  # noqa: SIM115 (closed by the logger)
+    logger.writer = csv.DictWriter(logger.file, METRICS)
+    with pytest.raises(OSError, match="No space"):
+        logger.update(metrics(10))
+    logger.close()
 
 
 def test_tensorboard_gets_every_metric(tmp_path):

@@ -85,12 +85,14 @@ def test_numbers_are_those_of_the_csv(tmp_path: Path) -> None:
 def test_film_and_published_curves_are_found(tmp_path: Path, place: str) -> None:
     paper = dict(num_levels=200, use_backgrounds=True, restrict_themes=False)
     folder = make_run(tmp_path / "results" / place, updates=20, **paper)
-    assert Tags(write_report(folder)).count("video") == 0
+    results = tmp_path / "results"
+    assert Tags(write_report(folder, results=results)).count("video") == 0
     alone = (folder / "learning_curve.png").read_bytes()
-    write_video((np.full((64, 96, 3), i, np.uint8) for i in range(5)), tmp_path / "videos" / "run.mp4")
+    write_video((np.full((64, 96, 3), i, np.uint8) for i in range(5)), tmp_path / "videos" / f"{place}.mp4")
     (tmp_path / "results" / "reference").mkdir()
     (tmp_path / "results" / "reference" / REFERENCE.name).write_bytes(REFERENCE.read_bytes())
-    assert Tags(write_report(folder)).count("video") == 1
+    tags = Tags(write_report(folder, results=results))
+    assert tags.count("video") == 1 and f"ppo_lib evaluate {place}\n" in tags.text
     assert (folder / "learning_curve.png").read_bytes() != alone
 
 

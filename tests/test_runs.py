@@ -25,6 +25,8 @@ def test_read_evaluation(tmp_path: Path) -> None:
 
     path.write_text(HEAD + "100,train,3,2.0,50\n200,tra")  # killed while writing
     assert len(runs.read_evaluation(path)) == 1
+    path.write_text(HEAD + "100,train,3,2.0,50\n200,train,4,5.0,6")  # it may have been 60
+    assert len(runs.read_evaluation(path)) == 1
     path.write_text(HEAD)
     assert len(runs.read_evaluation(path)) == 0
     for bad in ("steps,split\n1,train\n", HEAD + "x,train,3,2.0,50\n100,train,3,2.0,50\n", HEAD + "1,test,3,2.0,5\n"):
@@ -77,6 +79,33 @@ def test_seeds_are_grouped_and_other_settings_are_not(tmp_path: Path) -> None:
     assert summary.train.mean.value == pytest.approx((single.train.mean.value + other.train.mean.value) / 2)
     assert summary.train.mean.high - summary.train.mean.low > single.train.mean.high - single.train.mean.low
     assert (summary.unseen.runs, summary.unseen.episodes) == (2, 128)
+
+
+def test_a_run_given_twice_counts_once_and_its_repetition_is_no_second_seed(tmp_path: Path) -> None:
+    first, again = make_run(tmp_path / "a"), make_run(tmp_path / "again")
+    other = make_run(tmp_path / "b", seed=1)
+    assert [run.name for run in runs.load_runs([first, other, first])] == ["a", "b"]
+    groups = runs.group_experiments(runs.load_runs([first, again, other]))
+    assert {label: [run.name for run in group] for label, group in groups.items()} == {
+        "a (2 seeds)": ["a", "b"],
+        "again": ["again"],
+    }
+
+
+def test_names_and_films_of_runs(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    assert runs.name_in(results / "quick", results) == "quick"
+    assert runs.name_in(results / "s" / "a", results) == "s/a"
+    assert runs.name_in(tmp_path / "a", results) == str(tmp_path / "a")
+    assert runs.film_path(results / "s" / "a", results) == tmp_path / "videos" / "s" / "a.mp4"
+    assert runs.film_path(tmp_path / "a", results) == tmp_path / "videos" / "a.mp4"
+
+
+def test_a_config_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for content in (b"{", b"\xff\xfe", b"[]", b'{"gama": 1}'):
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(UserError, match=str(tmp_path / "config.json")):
+            runs.read_config(tmp_path)
 
 
 def test_families_differ_in_more_than_levels_and_chance(tmp_path: Path) -> None:

@@ -152,6 +152,24 @@ def test_own_environment_gets_the_tested_versions_and_is_made_once(
     assert setup_env.read_stamp(folder)["key"] == key
 
 
+def test_an_environment_of_the_users_is_never_removed(tmp_path: Path) -> None:
+    """Also the second time, when it has our stamp, which then says what was installed."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    (tmp_path / "thesis.tex").write_text("mine")
+    for stamp in ({}, {"key": "what complete() writes"}):
+        setup_env.write_stamp(tmp_path, stamp)
+        assert setup_env.make_venv(tmp_path, switch=True) is False
+        assert (tmp_path / "thesis.tex").read_text() == "mine" and setup_env.read_stamp(tmp_path) == stamp
+
+
+def test_a_link_to_an_empty_folder_becomes_an_environment(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "venv").symlink_to(tmp_path / "disk")
+    setup_env.make_venv(tmp_path / "venv", switch=False)
+    assert setup_env.read_stamp(tmp_path / "disk")["made"] and (tmp_path / "disk" / "bin" / "python").exists()
+
+
 def test_a_folder_that_is_no_environment_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     assert setup_env.main(["--venv", str(tmp_path)]) == 2

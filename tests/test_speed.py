@@ -27,6 +27,11 @@ def test_a_resumed_run_keeps_its_precision(tiny):
     assert configure(tiny(precision="auto"), "float32").autocast_dtype is None
 
 
+def test_a_run_begun_in_fp16_goes_on_without_a_gpu(tiny):
+    hardware = configure(tiny(device="cpu"), "fp16")
+    assert hardware.precision == "float32" and "fp16, in which it began" in hardware.reason
+
+
 def test_fp16_needs_a_gpu(tiny):
     with pytest.raises(UserError, match="fp16 needs a GPU"):
         configure(tiny(precision="fp16"))

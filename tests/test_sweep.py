@@ -267,7 +267,6 @@ def test_the_train_command_means_the_config_and_goes_on_from_what_is_there(tmp_p
     assert not list(run.run_dir.iterdir())
     (run.run_dir / "config.json").write_text(config.to_json())
     (run.run_dir / "checkpoint.previous.pt").write_text("killed between the renames of a save")
-    assert options().resume and (run.run_dir / "checkpoint.pt").is_file()
     assert options().resume and (run.run_dir / "config.json").is_file()
 
 
@@ -278,6 +277,8 @@ def test_trained_reads_the_last_whole_row(tmp_path):
     assert run.trained == 0
     (tmp_path / "metrics.csv").write_text("steps,seconds\n16384,3\n32768,7\n491")
     assert run.trained == 32768
+    (tmp_path / "metrics.csv").write_text("steps,seconds\n16384,3\n\x00\x00,7\n")
+    assert run.trained == 0
     (tmp_path / "metrics.csv").write_text("steps,seconds\n100000000,3\n")
     assert run.trained == run.last_step
 
@@ -429,6 +430,14 @@ def test_the_table_of_one_seed_and_other_fields(tmp_path):
     assert table(runs[1:])[0]["num_levels"] == 50
 
 
+def test_how_much_is_measured_is_no_setting_of_the_experiment(tmp_path):
+    """A first seed with 256 episodes of which more were played later, and a second one with 512 from the start."""
+    changes = ({"eval_episodes": 256}, {"eval_episodes": 512, "eval_interval": 10**6, "checkpoint_interval": 10**6})
+    runs = [load_run(make_run(tmp_path / f"s{seed}", seed=seed, **fields)) for seed, fields in enumerate(changes)]
+    [row] = table(runs)
+    assert row["seeds"] == [0, 1] and "eval_episodes" not in row
+
+
 def test_the_table_holds_the_runs_of_all_commands(tmp_path, capsys):
     fields = dict(seed=1, total_steps=65_536, eval_episodes=64)
     for levels in (0, 200, 50):
@@ -441,9 +450,11 @@ def test_the_table_holds_the_runs_of_all_commands(tmp_path, capsys):
     assert runs[0].complete
     (tmp_path / "s/damaged").mkdir()
     (tmp_path / "s/damaged/config.json").write_text("{")
+    (complete_run(tmp_path / "s/edited", num_levels=30, **fields).run_dir / "metrics.csv").write_text("steps\nmany\n")
     assert sweep(runs) == 0
     out, err = capsys.readouterr()
-    assert "1 of 1 runs are complete already" in out and "Left out of the table: damaged (" in err
+    assert "1 of 1 runs are complete already" in out
+    assert "Left out of the table: damaged (" in err and "Left out of the table: edited (" in err
     with open(tmp_path / "s/table.csv") as file:
         rows = [(row["num_levels"], row["recurrent"]) for row in csv.DictReader(file)]
     assert rows == [("50", "True"), ("200", "False"), ("200", "True"), ("0", "True")]

@@ -2,6 +2,8 @@
 
 import copy
 import csv
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -189,6 +191,55 @@ def test_a_run_that_exists_is_not_overwritten(tiny, trainer, tmp_path):
     with pytest.raises(UserError, match=r"exists.*--resume"):
         trainer(tiny())
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_two_processes_do_not_train_one_run(tiny, trainer, tmp_path):
+    first = trainer(tiny())
+    first.train()
+    first.close()
+    before = (tmp_path / "run" / "metrics.csv").read_bytes()
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    command = [sys.executable, "-c", hold, str(tmp_path / "run" / ".train.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(UserError, match="Another process is training"):
+            trainer(tiny(total_steps=192), resume=True)
+        other.kill()  # its lock ends with it
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
+    assert trainer(tiny(total_steps=192), resume=True).train()
+
+
+def test_a_run_that_another_process_has_just_begun_is_left_alone(tiny, trainer, tmp_path, monkeypatch):
+    """Both looked before either wrote."""
+    look = Trainer._find_checkpoint
+
+    def look_and_be_overtaken(self, resume):
+        found = look(self, resume)
+        self.run_dir.mkdir()
+        (self.run_dir / "config.json").write_text("the other's")
+        return found
+
+    monkeypatch.setattr(Trainer, "_find_checkpoint", look_and_be_overtaken)
+    with pytest.raises(UserError, match="exists"):
+        trainer(tiny())
+    assert (tmp_path / "run" / "config.json").read_text() == "the other's"
+
+
+def test_a_kill_between_checkpoint_and_policy_is_mended(tiny, trainer, tmp_path):
+    trainer(tiny()).train()
+    (tmp_path / "run" / "policy.pt").unlink()
+    assert trainer(tiny(), resume=True).train()
+    assert load_policy(tmp_path / "run")[2] == 128
+
+
+def test_a_run_is_not_cut_short(tiny, trainer):
+    trainer(tiny()).train()
+    with pytest.raises(UserError, match="128 steps already, more than the 64"):
+        trainer(tiny(total_steps=64), resume=True)
+
+
+def test_an_interrupt_before_the_first_update_finds_where_the_run_stands(tiny, trainer):
+    assert trainer(tiny()).saved_steps == 0
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(tiny, trainer, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import subprocess
 import sys
@@ -203,6 +204,24 @@ def test_pause_steer_stop_and_go_on(panel):
 def _settle(made: TrainingPanel) -> TrainingPanel:
     made._show_state()
     return made
+
+
+def test_set_before_the_games_are_ready(panel):
+    """What was asked for is done as soon as there is a trainer."""
+    made = panel()
+    made.run_for(1)
+    made.set(learning_rate=1e-4)
+    made.wait(PATIENCE)
+    assert not made.failure and read_metrics(made.run_dir)["learning_rate"].tolist() == [1e-4]
+
+
+@pytest.mark.parametrize("values", [{"learning_rate": 0}, {"clip_range": -1}, {"entropy_coef": math.nan}, {"gama": 1}])
+def test_set_refuses_what_no_config_may_have(panel, values):
+    made = panel()
+    before = {name: slider.value for name, slider in made.sliders.items()}
+    with pytest.raises(UserError):
+        made.set(**values)
+    assert {name: slider.value for name, slider in made.sliders.items()} == before
 
 
 def test_run_for(panel):

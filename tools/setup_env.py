@@ -72,25 +72,26 @@ def make_venv(folder: Path, switch: bool) -> bool:
     A base Python that has torch lends it to the environment, since torch is large and may fit that machine's GPU.
     """
     stamp = read_stamp(folder)
+    made_here = "own" in stamp  # `complete` stamps an environment of the user's too, which nobody may remove
     wanted = [str(part) for part in sys.version_info[:2]]
     if folder.exists() and any(folder.iterdir()):
         try:
             present = versions(folder / "bin" / "python", [])[0].split(".")[:2]
         except (OSError, subprocess.CalledProcessError):
             present = []  # no environment, or its base Python is gone
-        if not stamp and not present:
+        if not made_here and not present:
             raise SetupError(f"{folder} is no Python environment: remove it, or name another folder with VENV=.")
-        if not stamp and switch and present != wanted:
+        if not made_here and switch and present != wanted:
             raise SetupError(
                 f"{folder} has Python {'.'.join(present)}, not made by this project: remove it, or PYTHON=."
             )
-        if not stamp:
+        if not made_here:
             return False
         if stamp.get("made") and present and (present == wanted or not switch):
             return bool(stamp["own"])
     lend = sys.prefix == sys.base_prefix and "torch" in versions(Path(sys.executable), ["torch"])[1]
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    shutil.rmtree(folder.resolve(), ignore_errors=True)
+    folder.resolve().mkdir(parents=True, exist_ok=True)  # there may be a link, or a mounted disk
     write_stamp(folder, {"own": not lend})  # first, so that an interrupted environment is known to be ours
     command = [sys.executable, "-m", "venv", *(["--system-site-packages"] if lend else []), str(folder)]
     made = subprocess.run(command, capture_output=True, text=True)
