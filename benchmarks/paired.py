@@ -10,6 +10,7 @@ writes README.md and paired.png into the folder, from the runs' CSVs alone.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,12 +96,17 @@ def load_groups(folder: Path, wish: str = "") -> tuple[Group, list[Group]]:
     for base in bases:
         near = [g for g in groups if len(g.changes(base)) == 1 and g.runs.keys() & base.runs.keys()]
         if len(near) > len(best[1]):
-            best = base, near
+            best = base, sorted(near, key=lambda group: [_rank(*change) for change in group.changes(base).items()])
     if best[0] is None:
         raise UserError(
             f"{folder} holds no two complete runs of one seed that differ in one setting: run the sweep first."
         )
     return best
+
+
+def _rank(field: str, value: object) -> tuple[str, object]:
+    """By field and value, where unlimited levels (0) come last."""
+    return field, math.inf if field == "num_levels" and value == 0 else value
 
 
 def _evaluated_at_end(run: Run) -> bool:

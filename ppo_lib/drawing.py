@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .config import UserError
-from .runs import SPLITS, Run
+from .runs import Run
 from .stats import RANDOM_RETURN, Estimate
 
 SPLIT_COLOR = {"train": "#0072B2", "unseen": "#D55E00"}
@@ -116,20 +116,18 @@ def running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64
     return np.where(count[middle] > 0, total[middle] / np.maximum(count[middle], 1), np.nan)
 
 
-def draw_reference(axis: Axes, path: str | Path, end: int) -> None:
-    """The band between the lowest and the highest published run, on each split, up to `end` steps."""
-    curves: dict[str, dict[int, list[float]]] = {split: {} for split in SPLITS}
+def draw_reference(axis: Axes, path: str | Path, end: int, split: str) -> None:
+    """The band between the lowest and the highest published run on a split, up to `end` steps."""
+    curve: dict[int, list[float]] = {}
     try:
         with open(path, newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                split = "unseen" if row["split"] == "test" else row["split"]
-                curves[split].setdefault(int(row["timesteps"]), []).append(float(row["mean_episode_return"]))
+                if {"test": "unseen"}.get(row["split"], row["split"]) == split:
+                    curve.setdefault(int(row["timesteps"]), []).append(float(row["mean_episode_return"]))
     except (OSError, KeyError, ValueError):
         raise UserError(f"{path} is no curve of published runs (split, run, timesteps, mean_episode_return).") from None
-    for split, curve in curves.items():
-        steps = np.array(sorted(curve))
-        if not len(steps) or steps[0] > end:
-            continue
+    steps = np.array(sorted(curve))
+    if len(steps) and steps[0] <= end:
         grid = np.unique(np.append(steps[steps <= end], min(end, steps[-1])))
         low, high = (np.interp(grid, steps, [pick(curve[s]) for s in steps]) for pick in (min, max))
         axis.fill_between(grid, low, high, color=SPLIT_COLOR[split], alpha=0.15, lw=0,

@@ -39,34 +39,45 @@ from .stats import RANDOM_RETURN, Estimate, estimate
 def learning_curve(runs: Runs, reference: str | Path | None = None) -> Figure:
     """Return against training steps: every update's training return, and each evaluation with its 95% interval.
 
-    With one experiment (its seeds count as one) colour tells the split, with several it tells the experiment.
+    Of one experiment (its seeds count as one) colour tells the split. Several get a panel for each split, where colour
+    tells the experiment.
     reference: a CSV of published runs (columns split, run, timesteps, mean_episode_return), drawn as the band from the
     lowest to the highest run on each split.
     """
     runs = load_runs(runs)
     groups = group_experiments(runs)
-    figure, axes = new_figure(1, 1)
-    axis = axes[0]
+    several = len(groups) > 1
+    figure, axes = new_figure(1, 1 + several, sharey=True)
+    panels = {split: axes[several * i] for i, split in enumerate(SPLITS)}
     end = max([run.steps for run in runs], default=0) or 1
-    if reference is not None:
-        draw_reference(axis, reference, end)
-    for index, (label, group) in enumerate(groups.items()):
-        single = len(groups) == 1
+    for index, group in enumerate(groups.values()):
+        color = dict.fromkeys(SPLITS, run_color(index)) if several else SPLIT_COLOR
         for run in group:
-            color = SPLIT_COLOR["train"] if single else run_color(index)
-            _draw_training(axis, run, color, "while training" if single and run is group[0] else None)
-        for split in SPLITS:
-            color = SPLIT_COLOR[split] if single else run_color(index)
-            name = f"evaluated on {SPLIT_NAME[split]}" if single else (label if split == "unseen" else None)
-            _draw_evaluations(axis, group, split, color, name, split == "unseen" or single, end)
-    draw_random(axis, runs)
-    label_axes(axis, STEPS, RETURN)
-    axis.set_xlim(0, end * 1.03)
-    axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
-    handles, _ = axis.get_legend_handles_labels()
-    if len(groups) > 1:
-        handles += [Line2D([], [], color=GREY, marker="o", ls="", mfc=c, label=SPLIT_NAME[s]) for s, c in
-                    (("train", "white"), ("unseen", GREY))]  # fmt: skip
+            _draw_training(
+                panels["train"], run, color["train"], None if several or run is not group[0] else "while training"
+            )
+        for split, axis in panels.items():
+            # both splits are measured at the same steps: in one panel they stand apart, so that both intervals show
+            shift = 0 if several else end * (0.005 if split == "unseen" else -0.005)
+            name = None if several else f"evaluated on {SPLIT_NAME[split]}"
+            _draw_evaluations(axis, group, split, color[split], name, shift)
+    for split, axis in panels.items():
+        if reference is not None:
+            draw_reference(axis, reference, end, split)
+        label_axes(axis, STEPS, RETURN if axis is axes[0] else "")
+        axis.set_xlim(0, end * 1.03)
+        if several:
+            axis.set_title(SPLIT_NAME[split], fontsize=9, color=SPLIT_COLOR[split])
+            axis.xaxis.set_major_locator(MaxNLocator(4))
+    handles = [
+        Line2D([], [], color=run_color(i), marker="o", ms=5, label=label) for i, label in enumerate(groups) if several
+    ]
+    for axis in axes:
+        draw_random(axis, runs)
+        handles += [
+            h for h in axis.get_legend_handles_labels()[0] if h.get_label() not in {o.get_label() for o in handles}
+        ]
+    axes[0].set_ylim(bottom=min(0, axes[0].get_ylim()[0]))
     legend_above(figure, handles)
     return figure
 
@@ -216,23 +227,20 @@ def _draw_training(axis: Axes, run: Run, color: str, label: str | None) -> None:
 
 
 def _draw_evaluations(
-    axis: Axes, group: Sequence[Run], split: str, color: str, label: str | None, filled: bool, end: int
+    axis: Axes, group: Sequence[Run], split: str, color: str, label: str | None, shift: float
 ) -> None:
-    """Mean return with interval at each step at which runs of the group were evaluated.
-
-    Both splits are measured at the same steps: they stand 1% of the axis apart, so that both intervals show.
-    """
-    shift = end * (0.005 if split == "unseen" else -0.005)
+    """Mean return with interval at each step at which runs of the group were evaluated, drawn `shift` steps aside."""
     steps = sorted({s for run in group for s in run.evaluation.select(split).checkpoints})
     points = []
     for step in steps:
         found = [e.returns for run in group if len(e := run.evaluation.select(split, step))]
-        points.append((step, estimate(found, resamples=2000)))
+        points.append((step + shift, estimate(found, resamples=2000)))
     if points:
-        axis.plot([s + shift for s, _ in points], [e.value for _, e in points], "o-" if len(points) < 12 else "-",
-                  color=color, mfc=color if filled else "white", lw=1.2, ms=5, label=label, zorder=3)  # fmt: skip
-        for step, mean in points:
-            whisker(axis, step + shift, mean, color)
+        style = "o-" if len(points) < 12 else "-"
+        axis.plot(*zip(*((x, mean.value) for x, mean in points), strict=True), style, color=color, lw=1.2, ms=5,
+                  label=label, zorder=3)  # fmt: skip
+        for x, mean in points:
+            whisker(axis, x, mean, color)
 
 
 def _by_level(episodes: Evaluation) -> tuple[list[int], list[float], list[NDArray[np.float64]]]:

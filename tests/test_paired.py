@@ -41,10 +41,17 @@ def test_the_base_is_what_the_others_differ_from(tmp_path):
     for name, changes in {"a": {"recurrent": False}, "b": {}, "c": {"num_epochs": 2}, "d": {"num_levels": 9}}.items():
         make_run(tmp_path / name, total_steps=STEPS, **changes)
     base, variants = paired.load_groups(tmp_path)
-    assert base.runs[0].name == "b" and [v.runs[0].name for v in variants] == ["a", "c", "d"]
-    assert variants[0].name(base) == "`recurrent` False"
+    assert base.runs[0].name == "b" and [v.runs[0].name for v in variants] == ["c", "d", "a"]
+    assert variants[2].name(base) == "`recurrent` False"
     base, variants = paired.load_groups(tmp_path, "recurrent=false")
     assert base.runs[0].name == "a" and [v.runs[0].name for v in variants] == ["b"]
+
+
+def test_unlimited_levels_come_last(tmp_path):
+    for levels in (200, 0, 10, 50):
+        make_run(tmp_path / str(levels), total_steps=STEPS, num_levels=levels)
+    _, variants = paired.load_groups(tmp_path, "num_levels=10")
+    assert [v.runs[0].name for v in variants] == ["50", "200", "0"]
 
 
 def test_the_page_and_the_picture(folder, capsys):

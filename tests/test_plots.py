@@ -71,6 +71,18 @@ def test_learning_curve_lays_published_runs_under_ours(tmp_path: Path) -> None:
         plots.learning_curve(run_dir, reference=run_dir / "config.json")
 
 
+def test_several_experiments_get_a_panel_for_each_split(tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / name, num_levels=n) for name, n in (("few", 10), ("many", 200))]
+    (tmp_path / "many" / "evaluation.csv").unlink()
+    figure = plots.learning_curve(folders, REFERENCE)
+    assert [axis.get_title() for axis in figure.axes] == ["training levels", "unseen levels"]
+    [legend] = figure.legends
+    assert [text.get_text() for text in legend.get_texts()][:2] == ["few", "many"]  # also the one without evaluation
+    for axis, split in zip(figure.axes, ("train", "unseen"), strict=True):
+        shown = [line for line in axis.get_lines() if line.get_marker() == "o"]
+        assert [line.get_ydata()[-1] for line in shown] == [load_run(folders[0]).final(split).returns.mean()]
+
+
 def test_unlimited_levels_stand_at_the_right(tmp_path: Path) -> None:
     folders = [make_run(tmp_path / str(n), num_levels=n) for n in (50, 200, 0)]
     axis = plots.levels_curve(folders).axes[1]

@@ -90,8 +90,9 @@ def make_venv(folder: Path, switch: bool) -> bool:
         if stamp.get("made") and present and (present == wanted or not switch):
             return bool(stamp["own"])
     lend = sys.prefix == sys.base_prefix and "torch" in versions(Path(sys.executable), ["torch"])[1]
-    shutil.rmtree(folder.resolve(), ignore_errors=True)
-    folder.resolve().mkdir(parents=True, exist_ok=True)  # there may be a link, or a mounted disk
+    folder = folder.resolve()  # venv refuses links
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)  # a mounted disk can't be removed, only emptied
     write_stamp(folder, {"own": not lend})  # first, so that an interrupted environment is known to be ours
     command = [sys.executable, "-m", "venv", *(["--system-site-packages"] if lend else []), str(folder)]
     made = subprocess.run(command, capture_output=True, text=True)
