@@ -185,7 +185,7 @@ def levels_curve(runs: Runs) -> Figure:
         for run in family:
             groups.setdefault(run.config.num_levels or unlimited, []).append(run)
         summaries = {x: summarize_experiment(group) for x, group in sorted(groups.items())}
-        beside = 1.07**index  # so that no interval hides another
+        beside = 1.16**index  # so that no interval hides another
         for split, left in (("train", 1 / 1.02), ("unseen", 1.02)):
             label = ", ".join(filter(None, (SPLIT_NAME[split], name)))
             means = {x: found.mean for x, s in summaries.items() if (found := getattr(s, split)) is not None}
