@@ -148,8 +148,8 @@ def run_tests(python: Path) -> dict[str, object]:
 
 
 def find_python() -> str | None:
-    """A Python 3.13 on the path or among pyenv's."""
-    places = [shutil.which("python3.13"), *sorted(Path.home().glob(".pyenv/versions/3.13*/bin/python"))]
+    """A Python 3.13 among pyenv's (on the path it has only a shim, which may refuse) or on the path."""
+    places = [*sorted(Path.home().glob(".pyenv/versions/3.13*/bin/python")), shutil.which("python3.13")]
     return next((str(place) for place in places if place), None)
 
 
