@@ -32,10 +32,10 @@ from ppo_lib.drawing import (
     new_figure,
     run_color,
 )
-from ppo_lib.runs import SPLITS, Run, first_reached, group_by_settings, load_runs
+from ppo_lib.runs import MEASURING_FIELDS, SPLITS, Run, first_reached, group_by_settings, load_runs
 from ppo_lib.stats import Estimate, estimate, generalization_gap
 
-FREE = ("seed", "device", "eval_interval", "eval_episodes", "checkpoint_interval")  # in which runs of a group differ
+FREE = ("seed", "device", *MEASURING_FIELDS)  # in which runs of a group differ
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
 def train(options: Options) -> int | None:
     """Train a new run, or go on with one."""
     changes = {name: getattr(options, name) for name in FIELD_TYPES if name in options}
-    from .runs import read_config
-
     if options.resume:
+        from .runs import read_config
+
         if options.run is None or options.preset is not None:
             raise UserError("--resume goes on with a run's own settings: give --run NAME and no --preset.")
         run_dir = _find_run(options.run, options.results)
@@ -137,8 +137,7 @@ def evaluate(options: Options) -> None:
     print(f"generalisation gap: {generalization_gap(returns['train'], returns['unseen'])} (train minus unseen)")
     if options.unseen_levels is None:
         path = run_dir / ("evaluation_greedy.csv" if options.greedy else "evaluation.csv")
-        before = read_evaluation(path) if path.is_file() else None
-        most = max((len(before.select(split, steps)) for split in SPLITS), default=0) if before else 0
+        most = max(len(read_evaluation(path).select(split, steps)) for split in SPLITS) if path.is_file() else 0
         if options.episodes < most:
             print(f"Not kept: {path} has {most} episodes of this policy; {most} or more take their place.")
         else:
@@ -240,9 +239,10 @@ class _Parser(argparse.ArgumentParser):
                 if isinstance(action, argparse._SubParsersAction):
                     flags += [f for sub in action.choices.values() for a in sub._actions for f in a.option_strings]
             close = difflib.get_close_matches(unknown[1], flags, n=1)
-            message = f"There is no flag {unknown[1]}" + (f"; did you mean {close[0]}?" if close else ".")
             if unknown[1] in flags:
                 message = f"{unknown[1]} is a flag of another command."
+            else:
+                message = f"There is no flag {unknown[1]}" + (f"; did you mean {close[0]}?" if close else ".")
         raise UserError(f"{message.rstrip('.?')}{message[len(message.rstrip('.?')) :] or '.'} See {self.prog} --help.")
 
 

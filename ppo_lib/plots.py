@@ -69,16 +69,15 @@ def learning_curve(runs: Runs, reference: str | Path | None = None) -> Figure:
         if several:
             axis.set_title(SPLIT_NAME[split], fontsize=9, color=SPLIT_COLOR[split])
             axis.xaxis.set_major_locator(MaxNLocator(4))
-    handles = [
-        Line2D([], [], color=run_color(i), marker="o", ms=5, label=label) for i, label in enumerate(groups) if several
-    ]
+    legend = {}  # label -> handle: both panels have the random agent's
+    if several:
+        legend = {n: Line2D([], [], color=run_color(i), marker="o", ms=5, label=n) for i, n in enumerate(groups)}
     for axis in axes:
         draw_random(axis, runs)
-        handles += [
-            h for h in axis.get_legend_handles_labels()[0] if h.get_label() not in {o.get_label() for o in handles}
-        ]
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            legend.setdefault(label, handle)
     axes[0].set_ylim(bottom=min(0, axes[0].get_ylim()[0]))
-    legend_above(figure, handles)
+    legend_above(figure, list(legend.values()))
     return figure
 
 

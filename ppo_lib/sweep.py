@@ -19,12 +19,12 @@ from tqdm import tqdm
 
 from .config import FIELD_TYPES, PPOConfig, UserError, preset
 from .engines import ENGINES, Futures
-from .runs import load_run
+from .runs import MEASURING_FIELDS, load_run
 from .signals import interruptible
 from .sweep_run import LOG, RunFailed, SweepRun
 
 # A run's name says these only where they vary: they change the machine or how much is done, not what is learned.
-_UNNAMED_FIELDS = ("total_steps", "device", "precision", "eval_interval", "eval_episodes", "checkpoint_interval")
+_UNNAMED_FIELDS = ("total_steps", "device", "precision", *MEASURING_FIELDS)
 
 
 def plan(folder: Path, preset_name: str, values: Mapping[str, Sequence[object]]) -> list[SweepRun]:

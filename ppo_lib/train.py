@@ -28,13 +28,13 @@ from .evaluate import evaluate, write_episodes
 from .logger import Logger, NoLogger, keep_rows
 from .policy import ActorCritic
 from .ppo import PPO
-from .runs import EVALUATION_COLUMNS, SPLITS
+from .runs import EVALUATION_COLUMNS, MEASURING_FIELDS, SPLITS
 from .signals import interruptible
 from .speed import configure
 from .storage import RolloutStorage
 
 # A resumed run may change these: they don't touch what is learned (total_steps does if the learning rate is annealed).
-FREE_TO_CHANGE = ("total_steps", "device", "eval_interval", "eval_episodes", "checkpoint_interval")
+FREE_TO_CHANGE = ("total_steps", "device", *MEASURING_FIELDS)
 OWN_GENERATORS = ("action_generator", "batch_generator")  # each process has its own
 
 

@@ -79,13 +79,13 @@ def make_venv(folder: Path, switch: bool) -> bool:
             present = versions(folder / "bin" / "python", [])[0].split(".")[:2]
         except (OSError, subprocess.CalledProcessError):
             present = []  # no environment, or its base Python is gone
-        if not made_here and not present:
-            raise SetupError(f"{folder} is no Python environment: remove it, or name another folder with VENV=.")
-        if not made_here and switch and present != wanted:
-            raise SetupError(
-                f"{folder} has Python {'.'.join(present)}, not made by this project: remove it, or PYTHON=."
-            )
         if not made_here:
+            if not present:
+                raise SetupError(f"{folder} is no Python environment: remove it, or name another folder with VENV=.")
+            if switch and present != wanted:
+                raise SetupError(
+                    f"{folder} has Python {'.'.join(present)}, not made by this project: remove it, or PYTHON=."
+                )
             return False
         if stamp.get("made") and present and (present == wanted or not switch):
             return bool(stamp["own"])
