@@ -1,10 +1,11 @@
 """What does one setting change? Runs that differ from a base in one setting, compared with it seed by seed.
 
-    python -m ppo_lib sweep --sweep precision --preset paper --total-steps 300000 --eval-interval 0 \\
-        --seed 1 2 3 --precision bf16 float32                  # an hour and a half on two CPU cores
-    python benchmarks/paired.py results/precision --base precision=float32
+    python -m ppo_lib sweep --sweep defaults --preset paper --total-steps 300000 --eval-interval 0 \\
+        --seed 1 2 3 --anneal-lr false true                    # an hour on two CPU cores
+    python benchmarks/paired.py results/defaults --base anneal_lr=false
 
-writes README.md and paired.png into the folder, from the runs' CSVs alone.
+writes README.md and paired.png into the folder, from the runs' CSVs alone. A setting that can only differ together with
+another one (`--sequence-length` with `--recurrent`) is compared with the runs that have the other one.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from ppo_lib.config import UserError
+from ppo_lib.config import UserError, as_flag
 from ppo_lib.drawing import (
     GREY,
     RETURN,
@@ -44,18 +45,31 @@ class Group:
 
     settings: dict[str, object]  # the config without FREE
     runs: dict[int, Run]
+    against: Group | None = None  # what it is compared with; None: it is the base itself
 
     def says(self, field: str, value: str) -> bool:
         """Whether `field=value`, as typed, holds here."""
         return str(self.settings.get(field)).lower() == value.lower()
 
-    def changes(self, base: Group) -> dict[str, object]:
-        """The settings that differ from the base's."""
-        return {name: value for name, value in self.settings.items() if value != base.settings[name]}
+    def changes(self, other: Group) -> dict[str, object]:
+        """The settings that differ from the other's."""
+        return {name: value for name, value in self.settings.items() if value != other.settings[name]}
 
-    def name(self, base: Group) -> str:
-        """What differs from the base, in words."""
-        return ", ".join(f"`{field}` {value}" for field, value in self.changes(base).items()) or "base"
+    def is_near(self, other: Group) -> bool:
+        """Whether one setting differs, and a seed is shared."""
+        return len(self.changes(other)) == 1 and bool(self.runs.keys() & other.runs.keys())
+
+    @property
+    def change(self) -> str:
+        """What differs from the group that it is compared with, as one types it."""
+        return as_flag(*next(iter(self.changes(self.against).items())))
+
+    @property
+    def name(self) -> str:
+        """All that differs from the base."""
+        if self.against is None:
+            return "base"
+        return self.change if self.against.against is None else f"{self.against.name} {self.change}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,10 +93,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def load_groups(folder: Path, wish: str = "") -> tuple[Group, list[Group]]:
-    """The base and the groups that differ from it in one setting and share a seed with it.
+    """The base, and each group that one setting after the other leads to from it, with the group it's compared with.
 
-    Without a wish the base is the group from which most others differ in one setting. Raises UserError if no group
-    fits the wish or there is no pair.
+    The base is the group from which most others differ in one setting, among those that fit the wish ("field=value").
+    Raises UserError if no group fits it or there is no pair.
     """
     found = load_runs([path.parent for path in sorted(folder.glob("*/evaluation.csv"))])
     complete = [run for run in found if run.steps >= run.config.total_steps and _evaluated_at_end(run)]
@@ -92,16 +106,18 @@ def load_groups(folder: Path, wish: str = "") -> tuple[Group, list[Group]]:
     ]
     field, _, value = wish.partition("=")
     bases = [group for group in groups if not wish or group.says(field, value)]
-    best: tuple[Group | None, list[Group]] = (None, [])
-    for base in bases:
-        near = [g for g in groups if len(g.changes(base)) == 1 and g.runs.keys() & base.runs.keys()]
-        if len(near) > len(best[1]):
-            best = base, sorted(near, key=lambda group: [_rank(*change) for change in group.changes(base).items()])
-    if best[0] is None:
+    base = max(bases, key=lambda base: sum(group.is_near(base) for group in groups), default=None)
+    found = [base] if base else []
+    for other in found:  # which grows on the way
+        known = [group.settings for group in found]
+        near = [group for group in groups if group.is_near(other) and group.settings not in known]
+        near.sort(key=lambda group: _rank(*next(iter(group.changes(other).items()))))
+        found += [replace(group, against=other) for group in near]
+    if len(found) < 2:
         raise UserError(
             f"{folder} holds no two complete runs of one seed that differ in one setting: run the sweep first."
         )
-    return best
+    return base, found[1:]
 
 
 def _rank(field: str, value: object) -> tuple[str, object]:
@@ -113,15 +129,15 @@ def _evaluated_at_end(run: Run) -> bool:
     return all(set(run.final(split).steps) == {run.steps} for split in SPLITS)
 
 
-def pairs(base: Group, variant: Group, split: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Returns at the end of the variant's runs and of the base's, for the seeds that both have, in their order."""
-    seeds = sorted(base.runs.keys() & variant.runs.keys())
-    return tuple([group.runs[seed].final(split).returns for seed in seeds] for group in (variant, base))
+def pairs(variant: Group, split: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Returns at the end of its runs and of those it is compared with, for the seeds that both have, in their order."""
+    seeds = sorted(variant.runs.keys() & variant.against.runs.keys())
+    return tuple([group.runs[seed].final(split).returns for seed in seeds] for group in (variant, variant.against))
 
 
-def difference(base: Group, variant: Group, split: str) -> Estimate:
-    """Variant minus base at the end; seeds are resampled in pairs, episodes within each run."""
-    return generalization_gap(*pairs(base, variant, split))
+def difference(variant: Group, split: str) -> Estimate:
+    """What the change adds at the end; seeds are resampled in pairs, episodes within each run."""
+    return generalization_gap(*pairs(variant, split))
 
 
 def speed(group: Group) -> float:
@@ -136,8 +152,8 @@ def page(base: Group, variants: list[Group], command: str) -> str:
     lines = [
         "# " + " · ".join(sorted({field for v in variants for field in v.changes(base)})),
         "",
-        "Runs that differ from the base in one setting, seed by seed. Base: "
-        + ", ".join(f"`{field}` {base.settings[field]}" for field in base.settings if field in known)
+        "Runs that differ in one setting, seed by seed. Base: "
+        + ", ".join(f"`{as_flag(field, base.settings[field])}`" for field in base.settings if field in known)
         + f"; {run.steps:,} steps. {len(run.final('unseen'))} complete episodes a run and split; raw scores with 95% "
         "bootstrap intervals over seeds (in pairs) and episodes. Of few seeds such an interval is too narrow.",
         "",
@@ -149,19 +165,19 @@ def page(base: Group, variants: list[Group], command: str) -> str:
     for group in (base, *variants):
         means = [str(estimate([run.final(split).returns for run in group.runs.values()])) for split in SPLITS]
         seeds = " ".join(map(str, sorted(group.runs)))
-        lines.append(f"| {group.name(base)} | {seeds} | {' | '.join(means)} | {speed(group):.0f} |")
+        lines.append(f"| {_typed(group.name)} | {seeds} | {' | '.join(means)} | {speed(group):.0f} |")
     lines += [
         "",
-        "| setting minus base | training levels | by seed | unseen levels | by seed |",
-        "|---|---|---|---|---|",
+        "| setting | compared with | training levels | by seed | unseen levels | by seed |",
+        "|---|---|---|---|---|---|",
     ]
     for variant in variants:
         cells = []
         for split in SPLITS:
-            by_seed = (a.mean() - b.mean() for a, b in zip(*pairs(base, variant, split), strict=True))
-            cells += [str(difference(base, variant, split)), ", ".join(f"{value:+.2f}" for value in by_seed)]
-        lines.append(f"| {variant.name(base)} | {' | '.join(cells)} |")
-    lines += ["", *reached((base, *variants), base)]
+            by_seed = (a.mean() - b.mean() for a, b in zip(*pairs(variant, split), strict=True))
+            cells += [str(difference(variant, split)), ", ".join(f"{value:+.2f}" for value in by_seed)]
+        lines.append(f"| {_typed(variant.change)} | {_typed(variant.against.name)} | {' | '.join(cells)} |")
+    lines += ["", *reached((base, *variants))]
     lines.append(
         f"Made by `{command}` from the CSVs beside it. steps/s: the median over all updates, on the machine and by the"
     )
@@ -169,14 +185,18 @@ def page(base: Group, variants: list[Group], command: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def reached(groups: tuple[Group, ...], base: Group, targets: tuple[float, ...] = (5, 8)) -> list[str]:
+def _typed(name: str) -> str:
+    return f"`{name}`" if name.startswith("--") else name
+
+
+def reached(groups: tuple[Group, ...], targets: tuple[float, ...] = (5, 8)) -> list[str]:
     """A table of when each run's mean on unseen levels was first at or above the targets; nothing if none was."""
     rows = []
     for group in groups:
         for seed, run in sorted(group.runs.items()):
             times = [first_reached(run, "unseen", target) for target in targets]
             cells = [f"{format_steps(time[0])} steps, {time[1] / 60:.0f} min" if time else "not" for time in times]
-            rows.append((any(times), f"| {group.name(base)} | {seed} | {' | '.join(cells)} |"))
+            rows.append((any(times), f"| {_typed(group.name)} | {seed} | {' | '.join(cells)} |"))
     if not any(found for found, _ in rows):
         return []
     header = [f"unseen return first at {target:g} or more" for target in targets]
@@ -194,11 +214,10 @@ def draw(base: Group, variants: list[Group]) -> Figure:
         steps, curves = logs[0]["steps"][:updates], [log["return_mean"][:updates] for log in logs]
         for curve in curves:
             axes[0].plot(steps, curve, color=run_color(index), lw=0.6, alpha=0.4)
-        name = group.name(base).replace("`", "")
-        axes[0].plot(steps, np.mean(curves, axis=0), color=run_color(index), lw=1.5, label=name)
+        axes[0].plot(steps, np.mean(curves, axis=0), color=run_color(index), lw=1.5, label=group.name)
     for place, variant in enumerate(variants):
         for split, shift in zip(SPLITS, (-0.12, 0.12), strict=True):
-            found = difference(base, variant, split)
+            found = difference(variant, split)
             error = [[found.value - found.low], [found.high - found.value]]
             label = None if place else SPLIT_NAME[split]
             axes[1].errorbar(
@@ -207,9 +226,8 @@ def draw(base: Group, variants: list[Group]) -> Figure:
     axes[1].axvline(0, color=GREY, lw=1, ls="--")
     label_axes(axes[0], STEPS, RETURN)
     label_axes(axes[1], "difference of the return", "")
-    axes[1].set_yticks(
-        range(len(variants)), [v.name(base).replace("`", "").replace("_", "_\n") for v in variants], fontsize=7
-    )
+    with_what = [v.change if v.against is base else f"{v.change}\nwith {v.against.name}" for v in variants]
+    axes[1].set_yticks(range(len(variants)), with_what, fontsize=7)
     axes[1].set_ylim(len(variants) - 0.5, -0.5)
     legend_above(figure, [*axes[0].get_legend_handles_labels()[0], *axes[1].get_legend_handles_labels()[0]])
     return figure

@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         return options.command(options) or 0
     except (UserError, OSError) as error:
         if isinstance(error, OSError):  # a full disk, a folder that can't be written
-            from .checkpoint import write_error
+            from .files import write_error
 
             error = write_error(error, Path(error.filename or "The output"))
         if os.environ.get("RANK", "0") == "0":  # of several processes under torchrun, one speaks

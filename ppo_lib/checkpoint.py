@@ -7,15 +7,14 @@
 
 from __future__ import annotations
 
-import errno
 import io
-import os
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .config import PPOConfig, UserError
+from .files import replacing, write_error
 from .policy import ActorCritic
 
 FORMAT = 1  # raise when an older reader would misread the file
@@ -92,29 +91,15 @@ def load_policy(path: Path | str, config: PPOConfig | None = None) -> tuple[Acto
 
 
 def _write(path: Path, content: dict[str, object], keep: Path | None = None) -> Path:
-    """Serialise in memory, write beside the target, flush to disk, then rename."""
+    """Serialise in memory, then write."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    temporary = path.with_suffix(".tmp")
     try:
-        with open(temporary, "wb") as file:
+        with replacing(path, "wb", keep) as file:
             file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        if keep is not None and path.exists():
-            os.replace(path, keep)
-        os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise write_error(error, path) from None
     return path
-
-
-def write_error(error: OSError, path: Path) -> UserError:
-    """One sentence for a write that failed."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"The disk is full: {path} could not be written. Free some space; what was saved is kept.")
-    return UserError(f"{path} could not be written ({error.strerror}); with --results choose a folder that can.")
 
 
 def _read(path: Path, kind: str) -> dict[str, object]:

@@ -169,6 +169,12 @@ def preset(name: str, **changes: object) -> PPOConfig:
     return PPOConfig.from_dict({**PRESETS[name], **changes})
 
 
+def as_flag(name: str, value: object) -> str:
+    """A field as the command line takes it: --recurrent, --no-recurrent, --num-levels 50."""
+    flag = name.replace("_", "-")
+    return (f"--{flag}" if value else f"--no-{flag}") if isinstance(value, bool) else f"--{flag} {value}"
+
+
 def derive_seed(seed: int, *path: str | int) -> int:
     """A seed in [0, 2^31 - 1) for one generator, independent for every path such as ("train", 3)."""
     words = [zlib.crc32(str(part).encode()) for part in path]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +18,7 @@ import torch
 
 from .config import PPOConfig, derive_seed
 from .envs import make_env
+from .files import replacing
 from .policy import ActorCritic, sample_actions, sampling_noise
 from .runs import EVALUATION_COLUMNS
 from .speed import to_device
@@ -111,7 +111,5 @@ def write_episodes(path: Path, steps: int, played: Mapping[str, Iterable[Episode
     rows += [
         (steps, split, e.level_seed, f"{e.return_:g}", e.length) for split, episodes in played.items() for e in episodes
     ]
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", newline="") as file:
+    with replacing(path) as file:
         csv.writer(file).writerows([EVALUATION_COLUMNS, *rows])
-    os.replace(temporary, path)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from .config import UserError
+from .files import replacing
 
 METRICS = (
     "steps", "seconds", "episodes", "return_mean", "length_mean", "policy_loss", "value_loss", "entropy",
@@ -96,12 +96,10 @@ def keep_rows(path: Path, columns: tuple[str, ...], steps: int) -> None:
                 f"{path} is not as this project wrote it (a spreadsheet's doing?): restore it, or remove it to go on "
                 "without its rows."
             ) from None
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", newline="") as file:
+    with replacing(path) as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(temporary, path)
 
 
 def _short(figure: float) -> str:

@@ -8,16 +8,16 @@
 from __future__ import annotations
 
 import base64
-import os
 from html import escape
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from . import plots
-from .config import PRESETS, PPOConfig, UserError, preset
+from .config import PRESETS, PPOConfig, UserError, as_flag, preset
 from .drawing import figure_png, format_steps
 from .encode import video_tag
+from .files import replacing
 from .page import PAGE
 from .runs import SPLITS, Run, Runs, RunSummary, film_path, group_experiments, load_runs, name_in, summarize_experiment
 from .stats import RANDOM_RETURN, SCORE_RANGE, Estimate, normalized_score
@@ -52,9 +52,8 @@ def write_report(run_dirs: Runs, output: str | Path | None = None, results: str 
         page.parent.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             (folder / (f"{name}.png" if single else f"{page.stem}_{name}.png")).write_bytes(figure)
-        temporary = page.with_suffix(".tmp")
-        temporary.write_text(_page(runs, figures, results), encoding="utf-8")
-        os.replace(temporary, page)
+        with replacing(page) as file:
+            file.write(_page(runs, figures, results))
     except OSError as error:
         raise UserError(f"The report {page} can't be written ({error.strerror}): choose another folder.") from None
     return page
@@ -67,10 +66,7 @@ def command_of(config: PPOConfig, name: str) -> str:
         return {key: value for key, value in config.to_dict().items() if value != base.to_dict()[key]}
 
     nearest = min(PRESETS, key=lambda candidate: len(differences(preset(candidate))))
-    flags = []
-    for key, value in differences(preset(nearest)).items():
-        flag = key.replace("_", "-")
-        flags.append((f"--{flag}" if value else f"--no-{flag}") if isinstance(value, bool) else f"--{flag} {value}")
+    flags = [as_flag(key, value) for key, value in differences(preset(nearest)).items()]
     return " ".join(["python -m ppo_lib train", f"--preset {nearest}", f"--run {name}", *flags])
 
 

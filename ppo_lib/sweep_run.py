@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .config import PPOConfig, UserError
+from .config import PPOConfig, UserError, as_flag
 from .runs import SPLITS, read_config, read_evaluation
 
 LOG = "log.txt"
@@ -134,10 +134,7 @@ class SweepRun:
                 return None
             wanted = ["--episodes", str(self.config.eval_episodes), "--seed", str(self.last_step)]
             return ["evaluate", *where, *wanted, "--device", self.config.device]
-        flags = []
-        for name, value in self.config.to_dict().items():
-            flag = name.replace("_", "-")
-            flags += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+        flags = [word for field in self.config.to_dict().items() for word in as_flag(*field).split()]
         from .checkpoint import has_checkpoint
 
         resume = has_checkpoint(self.run_dir)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .checkpoint import write_error
+from .files import write_error
 from .runs import MEASURING_FIELDS, Run, load_runs, summarize_experiment
 from .stats import Estimate
 from .sweep_run import LOG

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import fcntl
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -20,11 +19,12 @@ from typing import TextIO
 import numpy as np
 from torch import Tensor
 
-from .checkpoint import POLICY, has_checkpoint, load_checkpoint, save_checkpoint, save_policy, write_error
+from .checkpoint import POLICY, has_checkpoint, load_checkpoint, save_checkpoint, save_policy
 from .collector import Collector
 from .config import PPOConfig, UserError, derive_seed
 from .distributed import ALONE, Group, launcher
 from .evaluate import evaluate, write_episodes
+from .files import replacing, write_error
 from .logger import Logger, NoLogger, keep_rows
 from .policy import ActorCritic
 from .ppo import PPO
@@ -318,9 +318,8 @@ class Trainer:
             self._lock = self._lock_folder()
             if not resume:
                 self._refuse_existing()  # another process may have been faster
-            temporary = self.run_dir / "config.tmp"
-            temporary.write_text(self.config.to_json(), encoding="utf-8")
-            os.replace(temporary, self.run_dir / "config.json")
+            with replacing(self.run_dir / "config.json") as file:
+                file.write(self.config.to_json())
             keep_rows(self.run_dir / "evaluation.csv", EVALUATION_COLUMNS, self.steps)
             return Logger(self.run_dir, self.last_step, self.steps, progress)
         except OSError as error:

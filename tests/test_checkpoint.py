@@ -9,7 +9,7 @@ import pickle
 import pytest
 import torch
 
-from ppo_lib import checkpoint as module
+from ppo_lib import files
 from ppo_lib.checkpoint import (
     CHECKPOINT,
     POLICY,
@@ -140,7 +140,7 @@ def test_a_full_disk_keeps_both_checkpoints(run, monkeypatch):
         def write(self, data):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "open", lambda path, mode: FullDisk(path, "w"), raising=False)
+    monkeypatch.setattr(files, "open", lambda path, mode, **_: FullDisk(path, "w"), raising=False)
     with pytest.raises(UserError, match="disk is full"):
         save_checkpoint(run, {"steps": 300})
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
@@ -157,10 +157,10 @@ def test_a_crash_at_any_moment_leaves_a_whole_checkpoint(run, monkeypatch):
                 raise KeyboardInterrupt
             return replace(*args)
 
-        monkeypatch.setattr(module.os, "replace", crash)
+        monkeypatch.setattr(files.os, "replace", crash)
         with contextlib.suppress(KeyboardInterrupt):
             save_checkpoint(run, {"steps": 300 + moment})
-        monkeypatch.setattr(module.os, "replace", replace)
+        monkeypatch.setattr(files.os, "replace", replace)
         try:
             assert load_checkpoint(run)["steps"] >= 200
         except CheckpointError as error:
