@@ -1,13 +1,22 @@
 """The C functions for the IMPALA block compute what torch computes, and their absence changes nothing but speed."""
 
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from ppo_lib import kernels
+from ppo_lib.checkpoint import load_policy
+from ppo_lib.collector import Collector
+from ppo_lib.distributed import ALONE
 from ppo_lib.model import ImpalaBlock
+from ppo_lib.ppo import PPO, normalize_advantage, ppo_loss
+from ppo_lib.speed import Hardware
+from ppo_lib.storage import RolloutStorage
+
+AGENT = Path(__file__).parents[1] / "results/levels/levels200-seed0"
 
 DTYPES = [
     pytest.param(
@@ -98,6 +107,41 @@ def test_rounding_is_no_worse_than_torchs(shape, dtype):
         errors.append([[float((found - e).norm() / e.norm()) for found in (our, its)] for our, its, e in both])
     for our, its in torch.tensor(errors).mean(0):
         assert our <= 1.5 * its + 4 * torch.finfo(torch.float32).eps
+
+
+@pytest.fixture(scope="module")
+def agent_and_batch():
+    """A trained agent as PPO holds it, and a minibatch of what it plays: 512 steps."""
+    policy, config, _ = load_policy(AGENT)
+    config = config.replace(num_envs=32, num_steps=16)
+    ppo = PPO(policy, config, Hardware(torch.device("cpu"), torch.float32, 512, "for the test"))
+    collector, storage = Collector(config, ppo, ALONE), RolloutStorage(16, 32, state_size=0)
+    for _ in range(4):  # the scale of the rewards settles
+        last_value = collector.collect(storage)
+    collector.close()
+    storage.estimate(last_value, config.gamma, config.gae_lambda)
+    [batch] = storage.minibatches(1, torch.Generator().manual_seed(0))
+    batch.advantage = normalize_advantage(batch.advantage)
+    return ppo, batch
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_ppos_gradient_for_a_trained_agent_is_as_near_as_torchs(agent_and_batch, dtype):
+    """The gradient of PPO's loss on real screens, all parameters together, against torch's float32."""
+    ppo, batch = agent_and_batch
+
+    def gradient(dtype, in_c):
+        for block in ppo.policy.encoder.blocks:
+            block.in_c = in_c
+        ppo.policy.autocast_dtype = dtype if dtype == torch.bfloat16 else None
+        ppo.policy.zero_grad()
+        logits, value, _ = ppo.policy(batch.obs, batch.state, batch.reset)
+        ppo_loss(logits, value, batch, ppo.coefficients)[0].backward()
+        return torch.cat([parameter.grad.flatten() for parameter in ppo.policy.parameters()])
+
+    exact = gradient(torch.float32, in_c=False)
+    our, its = ((gradient(dtype, in_c) - exact).norm() / exact.norm() for in_c in (True, False))
+    assert 0 < our <= (1e-4 if dtype == torch.float32 else 1.2 * its)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
