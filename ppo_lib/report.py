@@ -13,7 +13,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from . import plots
+from . import plots, published
 from .config import PRESETS, PPOConfig, UserError, as_flag, preset
 from .drawing import figure_png, format_steps
 from .encode import video_tag
@@ -22,7 +22,6 @@ from .page import PAGE
 from .runs import SPLITS, Run, Runs, RunSummary, film_path, group_experiments, load_runs, name_in, summarize_experiment
 from .stats import RANDOM_RETURN, SCORE_RANGE, Estimate, normalized_score
 
-REFERENCE = "starpilot_easy200_openai_ppo.csv"  # in results/reference
 _CAPTIONS = {
     "learning_curve": "Return while training (thin: each update, thick: running mean) and in evaluations.",
     "train_vs_unseen": "Mean return in the last evaluation, and the gap: what the agent loses on unseen levels.",
@@ -75,7 +74,7 @@ def _figures(runs: list[Run], results: Path) -> dict[str, Figure]:
     evaluated = any(len(run.evaluation) for run in runs)
     figures = {}
     if evaluated or any(run.metrics for run in runs):
-        figures["learning_curve"] = plots.learning_curve(runs, _reference(runs, results))
+        figures["learning_curve"] = plots.learning_curve(runs, published.curves(runs, results))
     if evaluated:
         figures["train_vs_unseen"] = plots.train_vs_unseen(runs)
     if len(runs) == 1:
@@ -86,17 +85,6 @@ def _figures(runs: list[Run], results: Path) -> dict[str, Figure]:
     elif evaluated and len({run.config.num_levels for run in runs}) > 1:
         figures["levels_curve"] = plots.levels_curve(runs)
     return figures
-
-
-def _reference(runs: list[Run], results: Path) -> Path | None:
-    """The published curves, where all runs follow their protocol: 200 levels of easy StarPilot with backgrounds."""
-    same = all(
-        (c.env_name, c.distribution_mode, c.num_levels, c.use_backgrounds, c.restrict_themes)
-        == ("starpilot", "easy", 200, True, False)
-        for c in (run.config for run in runs)
-    )
-    path = results / "reference" / REFERENCE
-    return path if same and path.is_file() else None
 
 
 def _page(runs: list[Run], figures: dict[str, bytes], results: Path) -> str:
@@ -125,6 +113,8 @@ def _page(runs: list[Run], figures: dict[str, bytes], results: Path) -> str:
     parts.append("</div>")
     if any(summary.train or summary.unseen for summary in summaries.values()):
         parts += ["<h2>Numbers</h2>", _numbers(groups, summaries), _method(runs)]
+        if theirs := published.table(runs, results):
+            parts += [_table(theirs), f"<p class=note>{escape(published.NOTE)}</p>"]
     names = [name_in(run.path, results) for run in runs]
     commands = "\n".join(
         f"{command_of(run.config, run.name)}\npython -m ppo_lib evaluate {name}\npython -m ppo_lib video {name}"
@@ -202,6 +192,13 @@ def _method(runs: list[Run]) -> str:
         "the worst quarter of the episodes. Normalised: (return − R<sub>min</sub>) / (R<sub>max</sub> − "
         "R<sub>min</sub>) with the constants of the Procgen paper, arXiv 1912.01588.</p>"
     )
+
+
+def _table(rows: list[list[str]]) -> str:
+    """Rows of words, the first of which are the columns' names."""
+    head, *body = ([escape(cell) for cell in row] for row in rows)
+    lines = "".join("<tr><td>" + "<td>".join(row) for row in body)
+    return f'<div class="wide"><table><tr><th>{"<th>".join(head)}{lines}</table></div>'
 
 
 def _settings(runs: list[Run]) -> str:

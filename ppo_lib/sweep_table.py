@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from . import published
 from .files import write_error
 from .runs import MEASURING_FIELDS, Run, load_runs, summarize_experiment
 from .stats import Estimate
@@ -32,7 +33,9 @@ def conclude(run_dirs: Sequence[Path]) -> None:
     runs = load_runs(list(run_dirs))
     folder = run_dirs[0].parent
     rows = table(runs)
-    text = f"{_markdown(rows)}\n\n{_method(rows)}\n"
+    text = f"{_markdown(_cells(rows))}\n\n{_method(rows)}\n"
+    if theirs := published.table(runs, folder.parent):
+        text += f"\n{_markdown(theirs)}\n\n{published.NOTE}\n"
     print(text)
     try:
         (folder / "table.csv").write_text(_csv(rows), encoding="utf-8")
@@ -109,12 +112,15 @@ def _csv(rows: Sequence[Row]) -> str:
     return buffer.getvalue()
 
 
-def _markdown(rows: Sequence[Row]) -> str:
-    """The table as Markdown, its columns aligned so that it reads well on a terminal too."""
-    lines = [[name.replace("_", " ") for name in rows[0]]]
-    lines += [[_cell(name, value) for name, value in row.items()] for row in rows]
+def _cells(rows: Sequence[Row]) -> list[list[str]]:
+    """The table in words, the columns' names first."""
+    return [[name.replace("_", " ") for name in rows[0]], *([_cell(*item) for item in row.items()] for row in rows)]
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table in words as Markdown, its columns aligned so that it reads well on a terminal too."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
+    lines = [lines[0], ["-" * width for width in widths], *lines[1:]]
     padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shlex
 from html.parser import HTMLParser
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from fake_runs import make_run
 
-from ppo_lib import stats
+from ppo_lib import published, stats
 from ppo_lib.config import UserError, preset
 from ppo_lib.encode import write_video
 from ppo_lib.report import command_of, write_report
@@ -94,6 +95,27 @@ def test_film_and_published_curves_are_found(tmp_path: Path, place: str) -> None
     tags = Tags(write_report(folder, results=results))
     assert tags.count("video") == 1 and f"ppo_lib evaluate {place}\n" in tags.text
     assert (folder / "learning_curve.png").read_bytes() != alone
+
+
+def test_published_results_stand_beside_runs_of_their_protocol(tmp_path: Path) -> None:
+    results = ROOT / "results"
+    paper = dict(num_levels=200, use_backgrounds=True, restrict_themes=False, total_steps=1_000_000, num_envs=512)
+    runs = [load_run(make_run(tmp_path / "easy", updates=8, **paper))]
+    header, ours, *others = published.table(runs, results)
+    with open(REFERENCE, newline="") as file:
+        rows = list(csv.DictReader(file))
+    for split, cell in (("train", ours[4]), ("test", ours[5])):
+        found = [float(r["mean_episode_return"]) for r in rows if (r["split"], r["timesteps"]) == (split, "1000000")]
+        assert cell == f"{np.mean(found):.1f} ± {np.std(found, ddof=1):.1f}" and len(found) == 3
+    assert header == published.HEADER and ours[:4] == ["PPO", "200", "1,000,000", "3"]
+    assert ["PPO", "200", "25,000,000", "10", "-", "26.8 ± 1.5", "PLR, arXiv 2010.03934, table 2"] in others
+    assert {row[1] for row in others} == {"200"}
+    page = Tags(write_report(runs, tmp_path / "page.html", results=results)).text
+    assert ours[4] in page and "mixreg" in page
+    other = load_run(make_run(tmp_path / "other", **{**paper, "distribution_mode": "hard"}))
+    assert published.table([*runs, other], results) == [] and published.table(runs, tmp_path) == []
+    unlimited = load_run(make_run(tmp_path / "unlimited", **{**paper, "num_levels": 0}))
+    assert {row[1] for row in published.table([unlimited], results)[1:]} == {"unlimited"}
 
 
 def test_report_of_an_unfinished_run(tmp_path: Path) -> None:

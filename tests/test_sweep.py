@@ -6,6 +6,7 @@ import csv
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -428,6 +429,15 @@ def test_the_table_of_one_seed_and_other_fields(tmp_path):
     assert [row["learning_rate"] for row in table(runs)] == [1e-4, 1e-3]
     assert "intervals over episodes." in text and "learning rate" in text and "| -" in text
     assert table(runs[1:])[0]["num_levels"] == 50
+
+
+def test_published_results_follow_the_table_of_the_published_protocol(tmp_path):
+    shutil.copytree(ROOT / "results/reference", tmp_path / "reference")
+    paper = dict(num_levels=200, use_backgrounds=True, restrict_themes=False)
+    conclude([make_run(tmp_path / "paper" / f"s{seed}", seed=seed, **paper) for seed in (1, 2)])
+    assert "| UCB-DrAC" in (tmp_path / "paper/table.md").read_text()
+    conclude([make_run(tmp_path / "plain/s1", num_levels=200)])
+    assert "UCB-DrAC" not in (tmp_path / "plain/table.md").read_text()
 
 
 def test_how_much_is_measured_is_no_setting_of_the_experiment(tmp_path):
