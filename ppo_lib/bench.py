@@ -161,7 +161,7 @@ def _between_updates(trainer: Trainer, metrics: dict[str, float]) -> dict[str, f
     state, reset = trainer.policy.initial_state(MAX_ENVS), torch.zeros(MAX_ENVS, dtype=torch.bool, device=device)
     with torch.no_grad():
         step = _time(lambda: trainer.policy(obs, state, reset), device)
-    interval = config.eval_interval or trainer.last_step
+    interval = config.eval_interval or trainer.config.last_step
     evaluations = 0.0 if interval < 0 else config.batch_size / interval
     return {
         "logging": _time(lambda: (trainer.logger.update(metrics), trainer.state_dict()), device),

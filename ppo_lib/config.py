@@ -101,6 +101,11 @@ class PPOConfig:
         return math.ceil(self.total_steps / self.batch_size)
 
     @property
+    def last_step(self) -> int:
+        """Steps at the end of the run: total_steps, rounded up to whole rollouts."""
+        return self.num_updates * self.batch_size
+
+    @property
     def train_levels(self) -> tuple[int, int]:
         """(first seed, number of seeds) of the training levels."""
         if self.num_levels == 0:

@@ -66,11 +66,11 @@ def live_values(trainer: Trainer) -> dict[str, float]:
 
 def progress_line(trainer: Trainer, speed: float) -> str:
     """How far the training is, in words."""
-    parts = [f"{trainer.steps:,} of {trainer.last_step:,} steps", f"{trainer.episodes:,} episodes"]
+    parts = [f"{trainer.steps:,} of {trainer.config.last_step:,} steps", f"{trainer.episodes:,} episodes"]
     if recent := trainer.recent:
         parts.append(f"return {np.mean([r for r, _ in recent]):.2f} (mean of the last {len(recent)})")
     if speed:
-        minutes = (trainer.last_step - trainer.steps) / speed / 60
+        minutes = (trainer.config.last_step - trainer.steps) / speed / 60
         left = f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.0f} h"
         parts.append(f"{format_steps(speed)} steps/s, {left} left")
     return ", ".join(parts)

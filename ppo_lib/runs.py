@@ -134,6 +134,17 @@ def first_reached(run: Run, split: str, target: float) -> tuple[int, float] | No
     return None
 
 
+def fixed_changes(saved: PPOConfig, wanted: PPOConfig) -> str:
+    """What differs and can't on the way, as it changes what is learned: "gamma 0.999 -> 0.99, …"."""
+    free = {"device", *MEASURING_FIELDS}
+    if not saved.anneal_lr:  # over total_steps
+        free.add("total_steps")
+    old, new = saved.to_dict(), wanted.to_dict()
+    return ", ".join(
+        f"{name} {old[name]} -> {new[name]}" for name in new if new[name] != old[name] and name not in free
+    )
+
+
 def group_by_settings(
     runs: Iterable[Run], apart_from: Sequence[str]
 ) -> dict[tuple[tuple[str, object], ...], list[Run]]:

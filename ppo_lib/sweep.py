@@ -81,8 +81,9 @@ def describe(runs: Sequence[SweepRun]) -> str:
     lines = []
     for run in runs:
         state = "complete" if run.complete else f"{run.trained:,} of" if run.trained else "new,"
-        lines.append(f"{run.name:<{width}}  {state}" + ("" if state == "complete" else f" {run.last_step:,} steps"))
-    steps = sum(run.last_step for run in runs)
+        whole = "" if state == "complete" else f" {run.config.last_step:,} steps"
+        lines.append(f"{run.name:<{width}}  {state}{whole}")
+    steps = sum(run.config.last_step for run in runs)
     return "\n".join([*lines, f"{len(runs)} runs in {runs[0].run_dir.parent}, {steps:,} steps"])
 
 
@@ -138,7 +139,7 @@ def _watch(futures: Futures, runs: Sequence[SweepRun]) -> dict[SweepRun, str]:
     failures = {}
     steps = {run: run.trained for run in runs}
     with tqdm(
-        total=sum(run.last_step for run in runs), initial=sum(steps.values()), unit="step", unit_scale=True,
+        total=sum(run.config.last_step for run in runs), initial=sum(steps.values()), unit="step", unit_scale=True,
         smoothing=0, dynamic_ncols=True, mininterval=1 if sys.stderr.isatty() else 60,
     ) as bar:  # fmt: skip
         waiting = set(futures)
@@ -153,7 +154,7 @@ def _watch(futures: Futures, runs: Sequence[SweepRun]) -> dict[SweepRun, str]:
                     failures[run] = _cause(error)
                     bar.write(f"{run.name}: FAILED, {failures[run]}", file=sys.stderr)
             now = {run: run.trained for run in futures.values()}
-            moving = [run.name for run, count in now.items() if 0 < count < run.last_step]
+            moving = [run.name for run, count in now.items() if 0 < count < run.config.last_step]
             steps.update(now)
             bar.set_postfix_str(f"{len(runs) - len(waiting) - len(failures)}/{len(runs)} runs {' '.join(moving)[:60]}",
                                 refresh=False)  # fmt: skip

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .config import PPOConfig, UserError, as_flag
-from .runs import SPLITS, read_config, read_evaluation
+from .runs import SPLITS, fixed_changes, read_config, read_evaluation
 
 LOG = "log.txt"
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when its parent dies
@@ -50,11 +50,6 @@ class SweepRun:
         return self.run_dir.name
 
     @property
-    def last_step(self) -> int:
-        """Steps at the end of the run: total_steps, rounded up to whole rollouts."""
-        return self.config.num_updates * self.config.batch_size
-
-    @property
     def trained(self) -> int:
         """Steps trained so far, at most last_step: the last whole row of metrics.csv."""
         try:
@@ -62,7 +57,7 @@ class SweepRun:
         except OSError:
             return 0
         steps = lines[-1].partition(",")[0] if lines else ""
-        return min(int(steps), self.last_step) if steps.isdecimal() else 0
+        return min(int(steps), self.config.last_step) if steps.isdecimal() else 0
 
     @property
     def policy_steps(self) -> int:
@@ -84,40 +79,31 @@ class SweepRun:
         if not (self.run_dir / "evaluation.csv").is_file():
             return False
         played = read_evaluation(self.run_dir)
-        return all(len(played.select(split, self.last_step)) >= self.config.eval_episodes for split in SPLITS)
+        return all(len(played.select(split, self.config.last_step)) >= self.config.eval_episodes for split in SPLITS)
 
     @property
     def complete(self) -> bool:
         """Whether nothing is left to do: evaluated at the last step, and that policy kept."""
-        return self.evaluated and self.policy_steps == self.last_step
+        return self.evaluated and self.policy_steps == self.config.last_step
 
     def check(self) -> None:
         """Raise UserError if the folder holds what this run can't go on from: nothing may be overwritten."""
         if not (self.run_dir / "config.json").is_file():
             return
-        saved = read_config(self.run_dir)
-        if saved != self.config:
-            from .train import FREE_TO_CHANGE
-
-            # a learning rate that is annealed over total_steps depends on them
-            fixed = {"total_steps"} if saved.anneal_lr else set()
-            free = set(FREE_TO_CHANGE) - fixed
-            old, new = saved.to_dict(), self.config.to_dict()
-            changed = [f"{n} {old[n]} -> {new[n]}" for n in new if new[n] != old[n] and n not in free]
-            if changed:
-                raise UserError(
-                    f"The run {self.run_dir} was made with another config ({', '.join(changed)}); give the sweep "
-                    "another name with --sweep, or remove that run."
-                )
+        if changes := fixed_changes(read_config(self.run_dir), self.config):
+            raise UserError(
+                f"The run {self.run_dir} was made with another config ({changes}); give the sweep another name with "
+                "--sweep, or remove that run."
+            )
         from .checkpoint import has_checkpoint
 
-        steps = self.policy_steps
-        if steps > self.last_step:
+        steps, end = self.policy_steps, self.config.last_step
+        if steps > end:
             raise UserError(
-                f"The run {self.run_dir} has trained for {steps:,} steps already, more than the {self.last_step:,} "
-                "asked for; give the sweep another name with --sweep, or more --total-steps."
+                f"The run {self.run_dir} has trained for {steps:,} steps already, more than the {end:,} asked for; "
+                "give the sweep another name with --sweep, or more --total-steps."
             )
-        if 0 < steps < self.last_step and not has_checkpoint(self.run_dir):
+        if 0 < steps < end and not has_checkpoint(self.run_dir):
             raise UserError(
                 f"The run {self.run_dir} has no checkpoint to go on from (git doesn't keep them); remove the folder "
                 "to train it again, or give the sweep another name with --sweep."
@@ -129,10 +115,11 @@ class SweepRun:
         Makes the folder ready for it, so the caller holds the lock.
         """
         where = [self.name, "--results", str(self.run_dir.parent)]
-        if self.policy_steps == self.last_step:  # trained, perhaps with fewer evaluation episodes than are wanted now
+        end = self.config.last_step
+        if self.policy_steps == end:  # trained, perhaps with fewer evaluation episodes than are wanted now
             if self.evaluated:
                 return None
-            wanted = ["--episodes", str(self.config.eval_episodes), "--seed", str(self.last_step)]
+            wanted = ["--episodes", str(self.config.eval_episodes), "--seed", str(end)]
             return ["evaluate", *where, *wanted, "--device", self.config.device]
         flags = [word for field in self.config.to_dict().items() for word in as_flag(*field).split()]
         from .checkpoint import has_checkpoint

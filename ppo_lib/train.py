@@ -9,32 +9,29 @@
 from __future__ import annotations
 
 import copy
-import fcntl
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 from torch import Tensor
 
-from .checkpoint import POLICY, has_checkpoint, load_checkpoint, save_checkpoint, save_policy
+from .checkpoint import save_checkpoint, save_policy
 from .collector import Collector
-from .config import PPOConfig, UserError, derive_seed
-from .distributed import ALONE, Group, launcher
+from .config import PPOConfig, derive_seed
+from .distributed import ALONE, Group
 from .evaluate import evaluate, write_episodes
-from .files import replacing, write_error
-from .logger import Logger, NoLogger, keep_rows
+from .files import write_error
+from .logger import NoLogger
 from .policy import ActorCritic
 from .ppo import PPO
-from .runs import EVALUATION_COLUMNS, MEASURING_FIELDS, SPLITS
+from .run_folder import RunFolder
+from .runs import SPLITS
 from .signals import interruptible
 from .speed import configure
 from .storage import RolloutStorage
 
-# A resumed run may change these: they don't touch what is learned (total_steps does if the learning rate is annealed).
-FREE_TO_CHANGE = ("total_steps", "device", *MEASURING_FIELDS)
 OWN_GENERATORS = ("action_generator", "batch_generator")  # each process has its own
 
 
@@ -62,8 +59,9 @@ class Trainer:
         group: Group = ALONE,
     ) -> None:
         self.config, self.run_dir, self.group = config, Path(run_dir), group
+        self.folder = RunFolder(self.run_dir, config, resume, group.size)
         shard = self.group.shard(config)
-        checkpoint = self._find_checkpoint(resume)
+        checkpoint = self.folder.find_checkpoint()
         self.hardware = configure(config, checkpoint and checkpoint["precision"], self.group)
         policy = ActorCritic(
             recurrent=config.recurrent, width_scale=config.width_scale, seed=derive_seed(config.seed, "weights")
@@ -85,8 +83,7 @@ class Trainer:
         if checkpoint:
             self.load_state_dict(checkpoint)
         self.group.wait()  # all have looked at the folder before one changes it
-        self._lock: TextIO | None = None
-        self.logger = self._make_folder(progress, resume) if self.group.is_first else NoLogger()
+        self.logger = self.folder.claim(self.steps, progress) if self.group.is_first else NoLogger()
         self.logger.message(f"{self.run_dir.name}: {self.hardware.reason}")
         self._boundary = self.state_dict()  # where the run stood after the last whole update
 
@@ -134,7 +131,7 @@ class Trainer:
         """One iteration of PPO (1707.06347, algorithm 1): collect, estimate, optimise, log."""
         start = time.perf_counter()
         if self.config.anneal_lr:
-            self.ppo.learning_rate = self.config.learning_rate * (1 - self.steps / self.last_step)
+            self.ppo.learning_rate = self.config.learning_rate * (1 - self.steps / self.config.last_step)
         last_value = self.collect()
         self.storage.estimate(last_value, self.config.gamma, self.config.gae_lambda)
         diagnostics = self.ppo.optimize(self.storage, between_steps=self._obey)
@@ -162,11 +159,6 @@ class Trainer:
         return self.collector.collect(self.storage, between_steps=self._obey)
 
     # --- measuring and keeping -------------------------------------------------------------------------------------
-
-    @property
-    def last_step(self) -> int:
-        """Steps at the end of the run: total_steps, rounded up to whole rollouts."""
-        return self.config.num_updates * self.config.batch_size
 
     def _passed(self, interval: int) -> bool:
         """Whether the last update crossed a multiple of `interval` steps (0: the end of the run; -1: never)."""
@@ -268,72 +260,9 @@ class Trainer:
         """Free the games' threads, close the log files and let others train the run."""
         self.collector.close()
         self.logger.close()
-        if self._lock is not None:
-            self._lock.close()
+        self.folder.release()
 
     def _obey(self) -> None:
         self._go.wait()
         if self._stop.is_set() and self.group.size == 1:
             raise Stopped
-
-    # --- setting up ------------------------------------------------------------------------------------------------
-
-    def _find_checkpoint(self, resume: bool) -> dict[str, object] | None:
-        """The checkpoint to resume from, or None for a new run, whose folder must not exist."""
-        if not resume:
-            self._refuse_existing()
-            return None
-        if not has_checkpoint(self.run_dir) and not (self.run_dir / POLICY).exists():
-            return None  # it was stopped before its first checkpoint: there is nothing to lose
-        checkpoint = load_checkpoint(self.run_dir)
-        saved = PPOConfig.from_dict(checkpoint["config"])
-        free = FREE_TO_CHANGE if not saved.anneal_lr else FREE_TO_CHANGE[1:]
-        changed = [n for n, v in self.config.to_dict().items() if v != getattr(saved, n) and n not in free]
-        if changed:
-            differences = ", ".join(f"{n} {getattr(saved, n)} -> {getattr(self.config, n)}" for n in changed)
-            raise UserError(
-                f"The run {self.run_dir} was started with another config ({differences}); resume it without these "
-                "changes, or start a new run with another --run name."
-            )
-        processes = 1 + len(checkpoint.get("others", ()))
-        if processes != self.group.size:
-            raise UserError(
-                f"The run {self.run_dir} was trained by {processes} process{'es' * (processes > 1)}, not "
-                f"{self.group.size}; go on with {launcher(processes)} train."
-            )
-        if self.last_step < checkpoint["steps"]:
-            raise UserError(
-                f"The run {self.run_dir} has trained for {checkpoint['steps']:,} steps already, more than the "
-                f"{self.last_step:,} asked for: give more --total-steps, or leave them out."
-            )
-        return checkpoint
-
-    def _refuse_existing(self) -> None:
-        if (self.run_dir / "config.json").exists():
-            raise UserError(f"The run {self.run_dir} exists; go on with --resume, or choose another name with --run.")
-
-    def _make_folder(self, progress: bool, resume: bool) -> Logger:
-        try:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            self._lock = self._lock_folder()
-            if not resume:
-                self._refuse_existing()  # another process may have been faster
-            with replacing(self.run_dir / "config.json") as file:
-                file.write(self.config.to_json())
-            keep_rows(self.run_dir / "evaluation.csv", EVALUATION_COLUMNS, self.steps)
-            return Logger(self.run_dir, self.last_step, self.steps, progress)
-        except OSError as error:
-            raise write_error(error, self.run_dir) from None
-
-    def _lock_folder(self) -> TextIO:
-        """Keep other processes out of the folder, until close() or this one's end."""
-        file = open(self.run_dir / ".train.lock", "w")  # noqa: SIM115 (closed by close)
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise UserError(
-                f"Another process is training {self.run_dir}: stop it first, or choose another name with --run."
-            ) from None
-        except OSError:
-            pass  # a file system without locks, such as a mounted Drive
-        return file

@@ -251,7 +251,7 @@ class TrainingPanel:
         problem = html.escape(self.invalid or self.failure)
         self.message.value = f'<div role="alert" style="color:#b00020"><b>{problem}</b></div>' if problem else ""
         if trainer is not None:
-            self.progress.value = trainer.steps / trainer.last_step
+            self.progress.value = trainer.steps / trainer.config.last_step
             doing = "Stopping and saving" if stopping else "Paused" if paused else "Training"
             line = f"{doing}: {progress_line(trainer, self._speed)}"
         elif running:

@@ -229,13 +229,13 @@ def test_no_value_and_no_such_field():
 
 def test_complete_means_evaluated_at_the_end_with_that_policy(tmp_path):
     run = complete_run(tmp_path / "levels50-seed1", seed=1, eval_episodes=64)
-    assert run.complete and run.arguments() is None and run.trained == run.last_step
+    assert run.complete and run.arguments() is None and run.trained == run.config.last_step
     (run.run_dir / "policy.pt").unlink()
     assert not run.complete
     weights = ActorCritic().state_dict()
-    save_policy(run.run_dir, weights, run.config, run.last_step - run.config.batch_size)
+    save_policy(run.run_dir, weights, run.config, run.config.last_step - run.config.batch_size)
     assert not run.complete
-    save_policy(run.run_dir, weights, run.config, run.last_step)
+    save_policy(run.run_dir, weights, run.config, run.config.last_step)
     (run.run_dir / "evaluation.csv").unlink()
     assert not run.complete
     assert SweepRun(run.run_dir, run.config.replace(eval_interval=-1)).complete
@@ -246,7 +246,7 @@ def test_more_episodes_of_a_trained_run_are_only_played(tmp_path):
     more = SweepRun(run.run_dir, run.config.replace(eval_episodes=512))
     assert not more.complete
     options = _parser().parse_args(more.arguments())
-    assert options.name == "evaluate" and options.episodes == 512 and options.seed == run.last_step
+    assert options.name == "evaluate" and options.episodes == 512 and options.seed == run.config.last_step
     assert options.results / options.run == run.run_dir
 
 
@@ -281,7 +281,7 @@ def test_trained_reads_the_last_whole_row(tmp_path):
     (tmp_path / "metrics.csv").write_text("steps,seconds\n16384,3\n\x00\x00,7\n")
     assert run.trained == 0
     (tmp_path / "metrics.csv").write_text("steps,seconds\n100000000,3\n")
-    assert run.trained == run.last_step
+    assert run.trained == run.config.last_step
 
 
 @pytest.mark.parametrize(

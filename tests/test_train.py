@@ -13,6 +13,7 @@ from ppo_lib.checkpoint import load_checkpoint, load_policy
 from ppo_lib.config import UserError
 from ppo_lib.logger import METRICS
 from ppo_lib.ppo import DivergedError
+from ppo_lib.run_folder import RunFolder
 from ppo_lib.train import Trainer
 
 
@@ -211,15 +212,15 @@ def test_two_processes_do_not_train_one_run(tiny, trainer, tmp_path):
 
 def test_a_run_that_another_process_has_just_begun_is_left_alone(tiny, trainer, tmp_path, monkeypatch):
     """Both looked before either wrote."""
-    look = Trainer._find_checkpoint
+    look = RunFolder.find_checkpoint
 
-    def look_and_be_overtaken(self, resume):
-        found = look(self, resume)
+    def look_and_be_overtaken(self):
+        found = look(self)
         self.run_dir.mkdir()
         (self.run_dir / "config.json").write_text("the other's")
         return found
 
-    monkeypatch.setattr(Trainer, "_find_checkpoint", look_and_be_overtaken)
+    monkeypatch.setattr(RunFolder, "find_checkpoint", look_and_be_overtaken)
     with pytest.raises(UserError, match="exists"):
         trainer(tiny())
     assert (tmp_path / "run" / "config.json").read_text() == "the other's"
