@@ -32,7 +32,8 @@ from .drawing import (
     running_mean,
     whisker,
 )
-from .runs import SPLITS, Evaluation, Run, Runs, group_experiments, group_families, load_runs, summarize_experiment
+from .experiments import group_experiments, group_families, summarize_experiment
+from .runs import SPLITS, Evaluation, Run, Runs, load_runs
 from .stats import RANDOM_RETURN, Estimate, estimate
 
 

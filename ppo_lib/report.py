@@ -17,9 +17,10 @@ from . import plots, published
 from .config import PRESETS, PPOConfig, UserError, as_flag, preset
 from .drawing import figure_png, format_steps
 from .encode import video_tag
+from .experiments import RunSummary, group_experiments, summarize_experiment
 from .files import replacing
 from .page import PAGE
-from .runs import SPLITS, Run, Runs, RunSummary, film_path, group_experiments, load_runs, name_in, summarize_experiment
+from .runs import SPLITS, Run, Runs, film_path, load_runs, name_in
 from .stats import RANDOM_RETURN, SCORE_RANGE, Estimate, normalized_score
 
 _CAPTIONS = {

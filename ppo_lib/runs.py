@@ -1,13 +1,12 @@
-"""What a run left on disk: its folder read back, grouped with its siblings, and summed up.
+"""What a run left on disk, read back.
 
-- Reading is forgiving about what is missing (a run may still be training) and strict about what is wrong.
-- Runs that differ by nothing but seed and machine are one experiment: its interval resamples runs, then episodes.
+Reading is forgiving about what is missing (a run may still be training) and strict about what is wrong.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import PPOConfig, UserError
-from .stats import Estimate, Summary, generalization_gap, summarize
 
 SPLITS = ("train", "unseen")
 EVALUATION_COLUMNS = ("steps", "split", "level_seed", "return", "length")
-_LEVEL_FIELDS = ("num_levels", "start_level")
-MEASURING_FIELDS = ("eval_interval", "eval_episodes", "checkpoint_interval")
-# Fields in which the runs of one experiment may differ: chance, the machine, and what is measured.
-_SIBLING_FIELDS = ("seed", "device", "precision", *MEASURING_FIELDS)
+MEASURING_FIELDS = ("eval_interval", "eval_episodes", "checkpoint_interval")  # they don't touch what is learned
 
 
 @dataclass(frozen=True)
@@ -79,16 +74,6 @@ class Run:
         return episodes.select(split, max(episodes.checkpoints, default=0))
 
 
-@dataclass(frozen=True)
-class RunSummary:
-    """The headline numbers of one experiment (one run or several seeds); None where nothing was measured."""
-
-    train: Summary | None
-    unseen: Summary | None
-    gap: Estimate | None  # train minus unseen mean return
-    steps: int  # training steps of the policies that were evaluated; the fewest, should they differ
-
-
 def load_run(run_dir: str | Path) -> Run:
     """Read a run folder. Raises UserError for a folder without config.json and for files that aren't what they say."""
     path = Path(run_dir).resolve()
@@ -107,33 +92,6 @@ def load_runs(runs: Runs) -> list[Run]:
     return list({run.path: run for run in found}.values())
 
 
-def summarize_run(run: Run | str | Path) -> RunSummary:
-    """Headline numbers of one run, from its last evaluation."""
-    return summarize_experiment(load_runs(run))
-
-
-def summarize_experiment(runs: Sequence[Run]) -> RunSummary:
-    """Headline numbers of runs that repeat one experiment; a run that lacks a split is left out of it."""
-    sets = {split: [episodes for run in runs if len(episodes := run.final(split))] for split in SPLITS}
-    summaries = {
-        split: summarize([e.returns for e in found], np.concatenate([e.length for e in found])) if found else None
-        for split, found in sets.items()
-    }
-    both = [run for run in runs if all(len(run.final(split)) for split in SPLITS)]
-    gap = generalization_gap(*([run.final(split).returns for run in both] for split in SPLITS)) if both else None
-    steps = min((int(e.steps[0]) for found in sets.values() for e in found), default=0)
-    return RunSummary(summaries["train"], summaries["unseen"], gap, steps)
-
-
-def first_reached(run: Run, split: str, target: float) -> tuple[int, float] | None:
-    """(steps, seconds of training) of the first evaluation with a mean return of at least `target`, if there is one."""
-    episodes = run.evaluation.select(split)
-    for steps in episodes.checkpoints:
-        if episodes.select(split, steps).returns.mean() >= target:
-            return steps, float(np.interp(steps, run.metrics["steps"], run.metrics["seconds"]))
-    return None
-
-
 def fixed_changes(saved: PPOConfig, wanted: PPOConfig) -> str:
     """What differs and can't on the way, as it changes what is learned: "gamma 0.999 -> 0.99, …"."""
     free = {"device", *MEASURING_FIELDS}
@@ -143,53 +101,6 @@ def fixed_changes(saved: PPOConfig, wanted: PPOConfig) -> str:
     return ", ".join(
         f"{name} {old[name]} -> {new[name]}" for name in new if new[name] != old[name] and name not in free
     )
-
-
-def group_by_settings(
-    runs: Iterable[Run], apart_from: Sequence[str]
-) -> dict[tuple[tuple[str, object], ...], list[Run]]:
-    """(field, value) pairs of the config -> the runs that have them all; the fields `apart_from` don't count."""
-    groups: dict[tuple, list[Run]] = {}
-    for run in runs:
-        settings = tuple((k, v) for k, v in run.config.to_dict().items() if k not in apart_from)
-        groups.setdefault(settings, []).append(run)
-    return groups
-
-
-def group_experiments(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Label -> runs that differ by nothing but their seed and machine.
-
-    A lone run's label is its name; where two folders hold different runs of one name, the folder stands before it.
-    Runs of one seed repeat each other, on one machine to the last bit, and are no sample: they stay apart.
-    """
-    labels: dict[str, list[Run]] = {}
-    for group in _one_of_each_seed(group_by_settings(runs, _SIBLING_FIELDS).values()):
-        label = group[0].name if len(group) == 1 else f"{group[0].name} ({len(group)} seeds)"
-        labels[f"{group[0].path.parent.name}/{label}" if label in labels else label] = group
-    return labels
-
-
-def _one_of_each_seed(groups: Iterable[list[Run]]) -> Iterator[list[Run]]:
-    """The groups; those that hold a seed several times, in as many parts."""
-    for group in groups:
-        parts: list[list[Run]] = []
-        for run in group:
-            part = next((p for p in parts if all(run.config.seed != other.config.seed for other in p)), None)
-            if part is None:
-                parts.append(part := [])
-            part.append(run)
-        yield from parts
-
-
-def group_families(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Runs that differ by nothing but the training levels, their seed and machine, under what sets them apart.
-
-    The name of a family says the settings in which it differs from the largest one, whose name is empty.
-    """
-    groups = group_by_settings(runs, (*_SIBLING_FIELDS, *_LEVEL_FIELDS))
-    families = sorted(groups.items(), key=lambda item: -len({run.config.num_levels for run in item[1]}))
-    names = [", ".join(f"{k} {v}" for k, v in key if v != dict(families[0][0])[k]) for key, _ in families]
-    return dict(zip(names, (family for _, family in families), strict=True))
 
 
 def name_in(run_dir: Path, results: Path) -> str:

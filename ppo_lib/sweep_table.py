@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from . import published
+from .experiments import summarize_experiment
 from .files import write_error
-from .runs import MEASURING_FIELDS, Run, load_runs, summarize_experiment
+from .runs import MEASURING_FIELDS, Run, load_runs
 from .stats import Estimate
 from .sweep_run import LOG
 

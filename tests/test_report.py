@@ -15,8 +15,9 @@ from fake_runs import make_run
 from ppo_lib import published, stats
 from ppo_lib.config import UserError, preset
 from ppo_lib.encode import write_video
+from ppo_lib.experiments import summarize_run
 from ppo_lib.report import command_of, write_report
-from ppo_lib.runs import load_run, summarize_run
+from ppo_lib.runs import load_run
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference" / "starpilot_easy200_openai_ppo.csv"

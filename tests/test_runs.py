@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fake_runs import make_run
 
-from ppo_lib import runs
+from ppo_lib import experiments, runs
 from ppo_lib.config import UserError
 
 HEAD = "steps,split,level_seed,return,length\n"
@@ -46,7 +46,7 @@ def test_read_metrics(tmp_path: Path) -> None:
 
 def test_summary_rests_on_the_last_evaluation(tmp_path: Path) -> None:
     run = runs.load_run(make_run(tmp_path / "a"))
-    summary = runs.summarize_run(run)
+    summary = experiments.summarize_run(run)
     expected = {split: run.evaluation.select(split, run.steps) for split in runs.SPLITS}
     assert summary.train.mean.value == pytest.approx(expected["train"].returns.mean())
     assert summary.gap.value == pytest.approx(expected["train"].returns.mean() - expected["unseen"].returns.mean())
@@ -58,8 +58,8 @@ def test_summary_of_an_unfinished_run(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a")
     (folder / "evaluation.csv").unlink()
     (folder / "metrics.csv").unlink()
-    summary = runs.summarize_run(folder)
-    assert summary == runs.RunSummary(None, None, None, 0)
+    summary = experiments.summarize_run(folder)
+    assert summary == experiments.RunSummary(None, None, None, 0)
     assert runs.load_run(folder).steps == 0
     with pytest.raises(UserError, match="folder of a run"):
         runs.load_run(tmp_path)
@@ -71,11 +71,11 @@ def test_seeds_are_grouped_and_other_settings_are_not(tmp_path: Path) -> None:
         runs.load_run(make_run(tmp_path / "b", 30.0, seed=1, device="cpu")),
         runs.load_run(make_run(tmp_path / "c", num_levels=200)),
     ]
-    groups = runs.group_experiments(made)
+    groups = experiments.group_experiments(made)
     assert [[run.name for run in group] for group in groups.values()] == [["a", "b"], ["c"]]
-    summary = runs.summarize_experiment(groups["a (2 seeds)"])
-    single = runs.summarize_run(made[0])
-    other = runs.summarize_run(made[1])
+    summary = experiments.summarize_experiment(groups["a (2 seeds)"])
+    single = experiments.summarize_run(made[0])
+    other = experiments.summarize_run(made[1])
     assert summary.train.mean.value == pytest.approx((single.train.mean.value + other.train.mean.value) / 2)
     assert summary.train.mean.high - summary.train.mean.low > single.train.mean.high - single.train.mean.low
     assert (summary.unseen.runs, summary.unseen.episodes) == (2, 128)
@@ -85,7 +85,7 @@ def test_a_run_given_twice_counts_once_and_its_repetition_is_no_second_seed(tmp_
     first, again = make_run(tmp_path / "a"), make_run(tmp_path / "again")
     other = make_run(tmp_path / "b", seed=1)
     assert [run.name for run in runs.load_runs([first, other, first])] == ["a", "b"]
-    groups = runs.group_experiments(runs.load_runs([first, again, other]))
+    groups = experiments.group_experiments(runs.load_runs([first, again, other]))
     assert {label: [run.name for run in group] for label, group in groups.items()} == {
         "a (2 seeds)": ["a", "b"],
         "again": ["again"],
@@ -115,14 +115,14 @@ def test_families_differ_in_more_than_levels_and_chance(tmp_path: Path) -> None:
         "c": {"num_levels": 200, "recurrent": False, "gamma": 0.9},
     }
     made = [runs.load_run(make_run(tmp_path / name, **changes)) for name, changes in settings.items()]
-    families = runs.group_families([made[2], *made[:2]])
+    families = experiments.group_families([made[2], *made[:2]])
     assert families == {"": made[:2], "gamma 0.9, recurrent False": made[2:]}
-    assert runs.group_families([]) == {}
+    assert experiments.group_families([]) == {}
 
 
 def test_runs_of_one_name_in_two_folders_are_kept_apart(tmp_path: Path) -> None:
     made = [
         runs.load_run(make_run(tmp_path / folder / "a", gamma=gamma)) for folder, gamma in (("x", 0.9), ("y", 0.99))
     ]
-    groups = runs.group_experiments(made)
+    groups = experiments.group_experiments(made)
     assert list(groups) == ["a", "y/a"] and list(groups.values()) == [[made[0]], [made[1]]]

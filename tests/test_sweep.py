@@ -25,8 +25,9 @@ from ppo_lib import engines, sweep_run
 from ppo_lib.__main__ import _parser, main
 from ppo_lib.checkpoint import save_policy
 from ppo_lib.config import FIELD_TYPES, PPOConfig, UserError, preset
+from ppo_lib.experiments import summarize_experiment
 from ppo_lib.policy import ActorCritic
-from ppo_lib.runs import load_run, summarize_experiment
+from ppo_lib.runs import load_run
 from ppo_lib.sweep import plan, sweep, varied_fields
 from ppo_lib.sweep_run import RunFailed, RunKilled, SweepRun
 from ppo_lib.sweep_table import conclude, table
