@@ -76,7 +76,7 @@ class Group:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; 0, or 2 if there is nothing to compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="the folder of a sweep, such as results/precision")
+    parser.add_argument("folder", type=Path, help="the folder of a sweep, such as results/defaults")
     parser.add_argument("--base", metavar="FIELD=VALUE", default="", help="the setting to compare with")
     options = parser.parse_args(arguments)
     try:

@@ -107,8 +107,8 @@ class Collector:
             "halves": [
                 {
                     "env": half.env.get_state(),
-                    "state": half.state,
-                    "reset": half.reset,
+                    "state": half.state.cpu(),
+                    "reset": half.reset.cpu(),
                     "obs": torch.from_numpy(half.obs),
                 }
                 for half in self.halves

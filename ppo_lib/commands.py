@@ -63,12 +63,13 @@ def _train(trainer: Trainer, options: Options) -> bool:
     finally:
         trainer.close()
     from .distributed import launcher
+    from .runs import results_flag
 
-    group, run_dir = trainer.group, trainer.run_dir
+    group, name, where = trainer.group, options.run or trainer.run_dir.name, results_flag(options.results)
     if group.is_first:
         print(
             f"\nStopped and saved at {trainer.saved_steps:,} of {trainer.config.total_steps:,} steps. Go on with:\n"
-            f"  {launcher(group.local_size)} train --run {options.run or run_dir.name} --resume{_results_flag(options)}"
+            f"  {launcher(group.local_size)} train --run {name} --resume{where}"
         )
     return False
 
@@ -115,7 +116,7 @@ def evaluate(options: Options) -> None:
     if options.unseen_levels is None:
         path = run_dir / ("evaluation_greedy.csv" if options.greedy else "evaluation.csv")
         most = max(len(read_evaluation(path).select(split, steps)) for split in SPLITS) if path.is_file() else 0
-        if options.episodes < most:
+        if min(map(len, played.values())) < most:
             print(f"Not kept: {path} has {most} episodes of this policy; {most} or more take their place.")
         else:
             write_episodes(path, steps, played)
@@ -199,7 +200,3 @@ def _checked_name(name: str) -> str:
     if not re.fullmatch(r"[\w][\w.+-]*", name):
         raise UserError(f"A run's name is made of letters, digits, '.', '_', '+' and '-', unlike '{name}'.")
     return name
-
-
-def _results_flag(options: Options) -> str:
-    return "" if options.results == Path("results") else f" --results {options.results}"

@@ -80,6 +80,11 @@ def run_color(index: int) -> str:
     return RUN_COLORS[index % len(RUN_COLORS)]
 
 
+def run_line(index: int) -> str:
+    """Its line, which tells apart runs of one colour."""
+    return ("-", "--", ":", "-.")[index // len(RUN_COLORS) % 4]
+
+
 def legend_above(figure: Figure, handles: Sequence[Artist]) -> None:
     """One legend above the axes, where it hides no data."""
     if handles:

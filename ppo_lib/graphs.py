@@ -20,15 +20,16 @@ TOLERANCE = 0.05  # relative, of all results' norm: reduced-precision kernels ma
 
 def record(function: Function, inputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
     """Record function(*inputs) -> (its results, which a replay overwrites; the replay)."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # libraries choose their kernels and set themselves up before a recording
-        for _ in range(3):
-            function(*inputs)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = function(*inputs)
+    with torch.cuda.device(inputs[0].device):  # a stream belongs to the current GPU, whichever has the inputs
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # libraries choose their kernels and set themselves up before a recording
+            for _ in range(3):
+                function(*inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=side):
+            outputs = function(*inputs)
     return outputs, graph.replay
 
 
@@ -74,6 +75,11 @@ class Graphed:
         expected = tuple(x.clone() for x in self.function(*inputs))
         fixed = tuple(x.clone() for x in inputs)
         outputs, replay = self.record(self.function, fixed)
+        with torch.no_grad():  # what stands there now may be of a plain call: the replay has to write it
+            for x in outputs:
+                x.zero_()
+            for place, new in zip(fixed, inputs, strict=True):  # a result can be an input
+                place.copy_(new)
         replay()
         wanted, found = (
             torch.cat([x.flatten() for x in some if x.is_floating_point()]) for some in (expected, outputs)

@@ -5,7 +5,8 @@
   (`pip install --no-deps` is enough), print no notices, and no build needs a case of its own.
 - Two revisions of the interface exist (1: both `procgen`s, 3: `procgen-gym`). They differ in the order of one struct
   and in how options are passed, and in nothing else that is used here.
-- The C++ code ends the whole process on a bad option or state, so `envs.py` checks everything before it gets here.
+- The C++ code ends the whole process on a bad option or state, so vector_env.py and game_options.py check everything
+  before it gets here.
 """
 
 from __future__ import annotations

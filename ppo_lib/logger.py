@@ -32,7 +32,7 @@ class Logger:
         keep_rows(self.path, METRICS, steps)
         self.file = open(self.path, "a", newline="")  # noqa: SIM115 (closed by close)
         self.writer = csv.DictWriter(self.file, METRICS)
-        self.events = SummaryWriter(str(run_dir), purge_step=steps or None)
+        self.events = SummaryWriter(str(run_dir), purge_step=steps + 1)
         self.bar = tqdm(total=total_steps, initial=steps, unit="step", disable=not progress, dynamic_ncols=True)
 
     def update(self, metrics: Mapping[str, float]) -> None:

@@ -29,6 +29,7 @@ from .drawing import (
     legend_above,
     new_figure,
     run_color,
+    run_line,
     running_mean,
     whisker,
 )
@@ -53,15 +54,16 @@ def learning_curve(runs: Runs, reference: str | Path | None = None) -> Figure:
     end = max([run.steps for run in runs], default=0) or 1
     for index, group in enumerate(groups.values()):
         color = dict.fromkeys(SPLITS, run_color(index)) if several else SPLIT_COLOR
+        line = run_line(index)
         for run in group:
             _draw_training(
-                panels["train"], run, color["train"], None if several or run is not group[0] else "while training"
+                panels["train"], run, color["train"], None if several or run is not group[0] else "while training", line
             )
         for split, axis in panels.items():
             # both splits are measured at the same steps: in one panel they stand apart, so that both intervals show
             shift = 0 if several else end * (0.005 if split == "unseen" else -0.005)
             name = None if several else f"evaluated on {SPLIT_NAME[split]}"
-            _draw_evaluations(axis, group, split, color[split], name, shift)
+            _draw_evaluations(axis, group, split, color[split], name, shift, line)
     for split, axis in panels.items():
         if reference is not None:
             draw_reference(axis, reference, end, split)
@@ -72,7 +74,8 @@ def learning_curve(runs: Runs, reference: str | Path | None = None) -> Figure:
             axis.xaxis.set_major_locator(MaxNLocator(4))
     legend = {}  # label -> handle: both panels have the random agent's
     if several:
-        legend = {n: Line2D([], [], color=run_color(i), marker="o", ms=5, label=n) for i, n in enumerate(groups)}
+        style = [dict(color=run_color(i), ls=run_line(i), marker="o", ms=5) for i in range(len(groups))]
+        legend = {name: Line2D([], [], label=name, **style[i]) for i, name in enumerate(groups)}
     for axis in axes:
         draw_random(axis, runs)
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -217,17 +220,17 @@ def _draw_estimates(
         whisker(axis, x * shift, found, color)
 
 
-def _draw_training(axis: Axes, run: Run, color: str, label: str | None) -> None:
+def _draw_training(axis: Axes, run: Run, color: str, label: str | None, line: str) -> None:
     """The return of the episodes that ended in each update: raw and faint, and its running mean."""
     if "return_mean" not in run.metrics:
         return
     steps, values = run.metrics["steps"], run.metrics["return_mean"]
     axis.plot(steps, values, color=color, lw=0.8, alpha=0.3)
-    axis.plot(steps, running_mean(values, max(1, len(values) // 15)), color=color, lw=1.5, label=label)
+    axis.plot(steps, running_mean(values, max(1, len(values) // 15)), color=color, ls=line, lw=1.5, label=label)
 
 
 def _draw_evaluations(
-    axis: Axes, group: Sequence[Run], split: str, color: str, label: str | None, shift: float
+    axis: Axes, group: Sequence[Run], split: str, color: str, label: str | None, shift: float, line: str
 ) -> None:
     """Mean return with interval at each step at which runs of the group were evaluated, drawn `shift` steps aside."""
     steps = sorted({s for run in group for s in run.evaluation.select(split).checkpoints})
@@ -236,9 +239,8 @@ def _draw_evaluations(
         found = [e.returns for run in group if len(e := run.evaluation.select(split, step))]
         points.append((step + shift, estimate(found, resamples=2000)))
     if points:
-        style = "o-" if len(points) < 12 else "-"
-        axis.plot(*zip(*((x, mean.value) for x, mean in points), strict=True), style, color=color, lw=1.2, ms=5,
-                  label=label, zorder=3)  # fmt: skip
+        axis.plot(*zip(*((x, mean.value) for x, mean in points), strict=True), color=color, ls=line, lw=1.2,
+                  marker="o" if len(points) < 12 else None, ms=5, label=label, zorder=3)  # fmt: skip
         for x, mean in points:
             whisker(axis, x, mean, color)
 

@@ -30,8 +30,8 @@ def sample_actions(logits: Tensor, noise: Tensor) -> Tensor:
 class ActorCritic(nn.Module):
     """The agent's network. Parameters for 15 actions: 626,256 feed-forward, 1,021,008 with the GRU.
 
-    Attributes: state_size, the width of the recurrent state (256, or 0 without a GRU); num_actions; encoder dtype
-    follows `autocast` of the caller, all else is float32.
+    Attributes: state_size, the width of the recurrent state (256, or 0 without a GRU); num_actions;
+    autocast_dtype, in which the encoder computes (None: float32, as all else does).
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.num_actions = num_actions
         self.state_size = FEATURES if recurrent else 0
-        self.autocast_dtype: torch.dtype | None = None  # of the encoder; speed.configure sets it
+        self.autocast_dtype: torch.dtype | None = None
         with torch.random.fork_rng(devices=[]):
             if seed is not None:
                 torch.manual_seed(seed)

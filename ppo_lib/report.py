@@ -20,7 +20,7 @@ from .encode import video_tag
 from .experiments import RunSummary, group_experiments, summarize_experiment
 from .files import replacing
 from .page import PAGE
-from .runs import SPLITS, Run, Runs, film_path, load_runs, name_in
+from .runs import SPLITS, Run, Runs, film_path, load_runs, name_in, results_flag
 from .stats import RANDOM_RETURN, SCORE_RANGE, Estimate, normalized_score
 
 _CAPTIONS = {
@@ -118,7 +118,8 @@ def _page(runs: list[Run], figures: dict[str, bytes], results: Path) -> str:
             parts += [_table(theirs), f"<p class=note>{escape(published.NOTE)}</p>"]
     names = [name_in(run.path, results) for run in runs]
     commands = "\n".join(
-        f"{command_of(run.config, run.name)}\npython -m ppo_lib evaluate {name}\npython -m ppo_lib video {name}"
+        f"{command_of(run.config, run.name)}{results_flag(run.path.parent)}\n"
+        + "\n".join(f"python -m ppo_lib {what} {name}{results_flag(results)}" for what in ("evaluate", "video"))
         for run, name in zip(runs, names, strict=True)
     )
     parts.append(f"<h2>Do it again</h2><pre>{escape(commands)}</pre><h2>Settings</h2>{_settings(runs)}")
@@ -183,12 +184,13 @@ def _numbers(groups: dict[str, list[Run]], summaries: dict[str, RunSummary]) -> 
 
 def _method(runs: list[Run]) -> str:
     """How the numbers were made."""
-    first, _ = runs[0].config.unseen_levels
+    firsts = {run.config.unseen_levels[0] for run in runs}
+    from_where = f"{firsts.pop():,} on" if len(firsts) == 1 else "a run's last training level on"
     several = "; of several seeds, runs are resampled first and their episodes second" if len(runs) > 1 else ""
     return (
         "<p>How it was measured: complete episodes in fresh environments, the same number in each; raw game score; "
         "actions sampled from the policy, as in training; the GRU's state carried through each episode. Unseen levels "
-        f"are drawn from all seeds from {first:,} on, which training never plays. Intervals are 95% percentile "
+        f"are drawn from all seeds from {from_where}, which training never plays. Intervals are 95% percentile "
         f"bootstraps over episodes (10,000 resamples{several}). The interquartile mean (IQM) leaves out the best and "
         "the worst quarter of the episodes. Normalised: (return − R<sub>min</sub>) / (R<sub>max</sub> − "
         "R<sub>min</sub>) with the constants of the Procgen paper, arXiv 1912.01588.</p>"

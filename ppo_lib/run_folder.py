@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 from pathlib import Path
 from typing import TextIO
 
 from .checkpoint import POLICY, has_checkpoint, load_checkpoint
 from .config import PPOConfig, UserError
 from .distributed import launcher
-from .files import replacing, write_error
+from .files import lock, replacing, write_error
 from .logger import Logger, keep_rows
-from .runs import EVALUATION_COLUMNS, fixed_changes
+from .runs import EVALUATION_COLUMNS, fixed_changes, load_run
 
 
 class RunFolder:
@@ -32,8 +31,8 @@ class RunFolder:
         if not self.resume:
             self._refuse_existing()
             return None
-        if not has_checkpoint(self.run_dir) and not (self.run_dir / POLICY).exists():
-            return None  # it was stopped before its first checkpoint: there is nothing to lose
+        if not goes_on(self.run_dir):
+            return None
         checkpoint = load_checkpoint(self.run_dir)
         if changes := fixed_changes(PPOConfig.from_dict(checkpoint["config"]), self.config):
             raise UserError(
@@ -82,12 +81,28 @@ class RunFolder:
     def _lock_out_others(self) -> TextIO:
         """Until release() or this process's end."""
         file = open(self.run_dir / ".train.lock", "w")  # noqa: SIM115 (closed by release)
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
+        if not lock(file):
             raise UserError(
                 f"Another process is training {self.run_dir}: stop it first, or choose another name with --run."
-            ) from None
-        except OSError:
-            pass  # a file system without locks, such as a mounted Drive
+            )
         return file
+
+
+def goes_on(run_dir: Path) -> bool:
+    """Whether there is something to go on from; False for no run yet, and one stopped before its first checkpoint.
+
+    Raises UserError for a run that has got further than that and has lost its checkpoint: it must not begin anew.
+    """
+    if not (run_dir / "config.json").is_file():
+        return False
+    if has_checkpoint(run_dir):
+        return True
+    run = load_run(run_dir)
+    first = min(run.config.checkpoint_interval, run.config.last_step) + run.config.batch_size
+    kept = (run_dir / POLICY).exists() or run.config.last_step in run.evaluation.checkpoints
+    if kept or run.steps >= first:
+        raise UserError(
+            f"The run {run_dir} has no checkpoint to go on from (git keeps none): remove the folder to train it "
+            "again, or choose another name."
+        )
+    return False

@@ -6,6 +6,7 @@ Reading is forgiving about what is missing (a run may still be training) and str
 from __future__ import annotations
 
 import csv
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,9 +110,16 @@ def name_in(run_dir: Path, results: Path) -> str:
     return path.relative_to(results).as_posix() if path.is_relative_to(results) else str(path)
 
 
+def results_flag(results: Path) -> str:
+    """What tells the command line, called from here, that runs lie in this folder: nothing if it is ./results."""
+    path, here = results.resolve(), Path.cwd()
+    path = path.relative_to(here) if path.is_relative_to(here) else path
+    return "" if path == Path("results") else f" --results {shlex.quote(str(path))}"
+
+
 def film_path(run_dir: Path, results: Path) -> Path:
     """Where a run's film lies: videos/ beside the results folder repeats its structure."""
-    name = name_in(run_dir, results)
+    name, results = name_in(run_dir, results), results.resolve()
     return results.parent / "videos" / f"{run_dir.name if Path(name).is_absolute() else name}.mp4"
 
 

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import re
 import shlex
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .config import PPOConfig, UserError, as_flag
+from .files import lock
 from .runs import SPLITS, fixed_changes, read_config, read_evaluation
 
 LOG = "log.txt"
@@ -83,8 +83,17 @@ class SweepRun:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left to do: evaluated at the last step, and that policy kept."""
-        return self.evaluated and self.policy_steps == self.config.last_step
+        """Whether nothing is left to do: evaluated at the last step, and that policy kept.
+
+        Where neither policy nor checkpoint was kept (git may hold the CSVs alone), an evaluation is enough.
+        """
+        from .checkpoint import has_checkpoint
+
+        steps, end = self.policy_steps, self.config.last_step
+        if not self.evaluated or steps == end:
+            return self.evaluated
+        csv_alone = steps == 0 and self.config.eval_interval >= 0 and not has_checkpoint(self.run_dir)
+        return csv_alone and self.trained == end
 
     def check(self) -> None:
         """Raise UserError if the folder holds what this run can't go on from: nothing may be overwritten."""
@@ -95,7 +104,7 @@ class SweepRun:
                 f"The run {self.run_dir} was made with another config ({changes}); give the sweep another name with "
                 "--sweep, or remove that run."
             )
-        from .checkpoint import has_checkpoint
+        from .run_folder import goes_on
 
         steps, end = self.policy_steps, self.config.last_step
         if steps > end:
@@ -103,42 +112,29 @@ class SweepRun:
                 f"The run {self.run_dir} has trained for {steps:,} steps already, more than the {end:,} asked for; "
                 "give the sweep another name with --sweep, or more --total-steps."
             )
-        if 0 < steps < end and not has_checkpoint(self.run_dir):
-            raise UserError(
-                f"The run {self.run_dir} has no checkpoint to go on from (git doesn't keep them); remove the folder "
-                "to train it again, or give the sweep another name with --sweep."
-            )
+        if steps != end and not self.complete:
+            goes_on(self.run_dir)
 
     def arguments(self) -> list[str] | None:
-        """The command that goes on with the run (what follows `python -m ppo_lib`), or None if it is complete.
-
-        Makes the folder ready for it, so the caller holds the lock.
-        """
+        """The command that goes on with the run (what follows `python -m ppo_lib`), or None if it is complete."""
+        if self.complete:
+            return None
         where = [self.name, "--results", str(self.run_dir.parent)]
         end = self.config.last_step
-        if self.policy_steps == end:  # trained, perhaps with fewer evaluation episodes than are wanted now
-            if self.evaluated:
-                return None
+        if self.policy_steps == end:  # trained, with fewer evaluation episodes than are wanted now
             wanted = ["--episodes", str(self.config.eval_episodes), "--seed", str(end)]
             return ["evaluate", *where, *wanted, "--device", self.config.device]
         flags = [word for field in self.config.to_dict().items() for word in as_flag(*field).split()]
-        from .checkpoint import has_checkpoint
-
-        resume = has_checkpoint(self.run_dir)
-        if not resume:  # killed before its first save: what is there is worth nothing
-            for left in [self.run_dir / "config.json", *self.run_dir.glob("events.out.tfevents.*")]:
-                left.unlink(missing_ok=True)
-        return ["train", "--run", *where, *(["--resume"] if resume else []), *flags]
+        begun = (self.run_dir / "config.json").is_file()
+        return ["train", "--run", *where, *(["--resume"] if begun else []), *flags]
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Wait until no other process works in the folder. The lock ends with its process, however that ends."""
         with open(self.run_dir / ".lock", "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not lock(file):
                 print("Waiting: another process is at work in this folder.", flush=True)
-                fcntl.flock(file, fcntl.LOCK_EX)
+                lock(file, wait=True)
             yield
 
 

@@ -78,6 +78,7 @@ class Trainer:
         self.collector = Collector(config, self.ppo, self.group, overlap)
         self.steps = 0
         self.seconds = 0.0
+        self._paused_seconds = 0.0
         self._stop, self._go = threading.Event(), threading.Event()
         self._go.set()
         if checkpoint:
@@ -129,13 +130,13 @@ class Trainer:
 
     def update(self) -> dict[str, float]:
         """One iteration of PPO (1707.06347, algorithm 1): collect, estimate, optimise, log."""
-        start = time.perf_counter()
+        start, paused = time.perf_counter(), self._paused_seconds
         if self.config.anneal_lr:
             self.ppo.learning_rate = self.config.learning_rate * (1 - self.steps / self.config.last_step)
         last_value = self.collect()
         self.storage.estimate(last_value, self.config.gamma, self.config.gae_lambda)
         diagnostics = self.ppo.optimize(self.storage, between_steps=self._obey)
-        elapsed = time.perf_counter() - start
+        elapsed = time.perf_counter() - start - (self._paused_seconds - paused)
         self.steps += self.config.batch_size
         self.seconds += elapsed
         recent = np.array(self.recent or [(np.nan, np.nan)])
@@ -171,20 +172,18 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Play eval_episodes on train and on unseen levels, append them to evaluation.csv, return the mean of each."""
-        return self.group.first(self._evaluate() if self.group.is_first else {})
+        means = self.group.first(self._evaluate() if self.group.is_first else None)
+        if means is None:
+            raise Stopped
+        return means
 
-    def _evaluate(self) -> dict[str, float]:
-        played = {
-            split: evaluate(
-                self.policy,
-                self.config,
-                split,
-                self.config.eval_episodes,
-                seed=self.steps,
-                between_steps=self._obey,
-            )
-            for split in SPLITS
-        }
+    def _evaluate(self) -> dict[str, float] | None:
+        """None if it was stopped."""
+        count, how = self.config.eval_episodes, dict(seed=self.steps, between_steps=self._obey_at_once)
+        try:
+            played = {split: evaluate(self.policy, self.config, split, count, **how) for split in SPLITS}
+        except Stopped:
+            return None
         write_episodes(self.run_dir / "evaluation.csv", self.steps, played)
         means = {split: float(np.mean([e.return_ for e in episodes])) for split, episodes in played.items()}
         self.logger.evaluation(self.steps, means)
@@ -263,6 +262,14 @@ class Trainer:
         self.folder.release()
 
     def _obey(self) -> None:
-        self._go.wait()
-        if self._stop.is_set() and self.group.size == 1:
+        """Between two steps of an update, which several processes finish together."""
+        if self.group.size == 1:
+            self._obey_at_once()
+
+    def _obey_at_once(self) -> None:
+        if not self._go.is_set():
+            begin = time.perf_counter()
+            self._go.wait()
+            self._paused_seconds += time.perf_counter() - begin
+        if self._stop.is_set():
             raise Stopped

@@ -19,9 +19,10 @@ from pathlib import Path
 import ipywidgets as w
 from IPython.display import display
 
-from .checkpoint import POLICY, has_checkpoint
+from .checkpoint import has_checkpoint
 from .config import PPOConfig, UserError
 from .live_curve import live_curve, live_values, progress_line
+from .run_folder import goes_on
 from .runs import read_config
 from .train import Trainer
 from .widget_parts import LIVE_FIELDS, SLIDER_WIDTH, STYLE, Controls, Picture, button, entry, live_slider, put
@@ -180,10 +181,7 @@ class TrainingPanel:
         ended = threading.Event()
         threading.Thread(target=self._watch, args=(ended,), daemon=True).start()
         try:
-            resume = has_checkpoint(run_dir)
-            if not resume:
-                (run_dir / "config.json").unlink(missing_ok=True)  # of a run that ended before its first checkpoint
-            self.trainer = trainer = Trainer(config, run_dir, resume=resume, progress=False)
+            self.trainer = trainer = Trainer(config, run_dir, resume=True, progress=False)
             for name, value in live_values(trainer).items():
                 put(self.sliders[name], value)  # a resumed run goes on with what its sliders were
             self._fulfil_wishes()
@@ -274,11 +272,7 @@ def _check_run(results: Path, name: str, config: PPOConfig) -> None:
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError("Give the run a name of letters, digits, '-' and '_': it becomes a folder.")
     run_dir = results / name
-    if not (run_dir / "config.json").is_file():
-        return
-    if not has_checkpoint(run_dir):
-        if (run_dir / POLICY).exists():
-            raise UserError(f"The run {name} has no checkpoint to go on from: give this one another name.")
+    if not goes_on(run_dir):
         return
     saved = read_config(run_dir)
     changed = [field for field, value in config.to_dict().items() if value != getattr(saved, field)]

@@ -55,6 +55,20 @@ def test_a_recording_that_computes_otherwise_is_not_used():
     assert not graphed.enabled and graphed(torch.zeros(2))[0].tolist() == [1.0, 1.0]
 
 
+def test_a_recording_that_replays_nothing_is_not_used():
+    """As where the kernels ran at once on another GPU than the one that recorded."""
+    graphed = Graphed(lambda x: (2 * x,), True, record=lambda function, inputs: (function(*inputs), lambda: None))
+    with pytest.warns(UserWarning, match="graphs are off"):
+        assert graphed(torch.ones(2))[0].tolist() == [2.0, 2.0]
+    assert not graphed.enabled and graphed(torch.full((2,), 5.0))[0].tolist() == [10.0, 10.0]
+
+
+def test_a_result_can_be_an_input():
+    graphed = Graphed(lambda x, y: (x, x + y), True, record=fake_record)
+    same, added = graphed(torch.ones(2), torch.ones(2))
+    assert graphed.enabled and same.tolist() == [1.0, 1.0] and added.tolist() == [2.0, 2.0]
+
+
 def test_a_recording_that_fails_is_not_used():
     def record(function, inputs):
         raise RuntimeError("operation not permitted when stream is capturing")

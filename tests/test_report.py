@@ -84,7 +84,8 @@ def test_numbers_are_those_of_the_csv(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["run", "sweep/run"])
-def test_film_and_published_curves_are_found(tmp_path: Path, place: str) -> None:
+def test_film_and_published_curves_are_found(tmp_path: Path, place: str, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
     paper = dict(num_levels=200, use_backgrounds=True, restrict_themes=False)
     folder = make_run(tmp_path / "results" / place, updates=20, **paper)
     results = tmp_path / "results"
@@ -95,6 +96,12 @@ def test_film_and_published_curves_are_found(tmp_path: Path, place: str) -> None
     (tmp_path / "results" / "reference" / REFERENCE.name).write_bytes(REFERENCE.read_bytes())
     tags = Tags(write_report(folder, results=results))
     assert tags.count("video") == 1 and f"ppo_lib evaluate {place}\n" in tags.text
+    assert tags.text.count("--results") == (place != "run")  # train alone takes a sweep's folder
+    assert place == "run" or re.search("train --preset [^\n]* --results results/sweep\n", tags.text)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    text = Tags(write_report(folder, results=results)).text
+    assert f"--results {folder.parent}\n" in text and f"ppo_lib video {place} --results {results}" in text
     assert (folder / "learning_curve.png").read_bytes() != alone
 
 

@@ -232,6 +232,9 @@ def test_complete_means_evaluated_at_the_end_with_that_policy(tmp_path):
     run = complete_run(tmp_path / "levels50-seed1", seed=1, eval_episodes=64)
     assert run.complete and run.arguments() is None and run.trained == run.config.last_step
     (run.run_dir / "policy.pt").unlink()
+    assert run.complete and run.arguments() is None  # git may keep the CSVs alone
+    assert not SweepRun(run.run_dir, run.config.replace(eval_interval=-1)).complete
+    (run.run_dir / "checkpoint.pt").touch()
     assert not run.complete
     weights = ActorCritic().state_dict()
     save_policy(run.run_dir, weights, run.config, run.config.last_step - run.config.batch_size)
@@ -240,6 +243,18 @@ def test_complete_means_evaluated_at_the_end_with_that_policy(tmp_path):
     (run.run_dir / "evaluation.csv").unlink()
     assert not run.complete
     assert SweepRun(run.run_dir, run.config.replace(eval_interval=-1)).complete
+
+
+def test_results_without_policy_are_neither_trained_again_nor_hidden(tmp_path):
+    """As where git holds the CSVs alone."""
+    kept = complete_run(tmp_path / "s/levels50-seed1", seed=1, eval_episodes=64)
+    (kept.run_dir / "policy.pt").unlink()
+    before = {path.name: path.read_bytes() for path in kept.run_dir.iterdir()}
+    assert sweep(plan(tmp_path / "s", "quick", {"seed": [1], "eval_episodes": [64]})) == 0
+    more = SweepRun(kept.run_dir, kept.config.replace(total_steps=10 * kept.config.total_steps))
+    with pytest.raises(UserError, match=r"no checkpoint"):
+        more.check()
+    assert {name: (kept.run_dir / name).read_bytes() for name in before} == before
 
 
 def test_more_episodes_of_a_trained_run_are_only_played(tmp_path):
@@ -264,12 +279,9 @@ def test_the_train_command_means_the_config_and_goes_on_from_what_is_there(tmp_p
     run.run_dir.mkdir(parents=True)
     assert not options().resume  # new
     (run.run_dir / "config.json").write_text(config.to_json())
-    (run.run_dir / "events.out.tfevents.1").touch()
-    assert not options().resume  # killed before its first save: begins anew, and train must not meet the old config
-    assert not list(run.run_dir.iterdir())
-    (run.run_dir / "config.json").write_text(config.to_json())
+    assert options().resume  # killed before its first save: it begins anew, see test_train.py
     (run.run_dir / "checkpoint.previous.pt").write_text("killed between the renames of a save")
-    assert options().resume and (run.run_dir / "config.json").is_file()
+    assert options().resume
 
 
 def test_trained_reads_the_last_whole_row(tmp_path):
@@ -454,7 +466,7 @@ def test_the_table_holds_the_runs_of_all_commands(tmp_path, capsys):
     for levels in (0, 200, 50):
         complete_run(tmp_path / f"s/{levels or 'unlimited'}", num_levels=levels, **fields)
     unfinished = complete_run(tmp_path / "s/unfinished", num_levels=10, **fields)
-    (unfinished.run_dir / "policy.pt").unlink()
+    (unfinished.run_dir / "policy.pt").rename(unfinished.run_dir / "checkpoint.pt")
     complete_run(tmp_path / "s/levels200-no_recurrent-seed1", num_levels=200, recurrent=False, **fields)
     values = {"num_levels": [200], "recurrent": [False], **{name: [value] for name, value in fields.items()}}
     runs = plan(tmp_path / "s", "quick", values)

@@ -5,6 +5,7 @@ import csv
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -253,13 +254,35 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(tiny, trainer, tm
 
 
 def test_a_run_without_its_checkpoint_is_kept(tiny, trainer, tmp_path):
-    """As committed runs are: their policy is there, what a resume needs is not."""
-    trainer(tiny()).train()
-    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
-        (tmp_path / "run" / name).unlink()
-    with pytest.raises(UserError, match=r"no checkpoint\.pt.*another name"):
-        trainer(tiny(), resume=True)
-    assert len(metrics(tmp_path / "run")) == 2
+    """As committed runs are: their results are there and perhaps their policy, what a resume needs is not."""
+    trainer(tiny(total_steps=256)).train()
+    for kept in (("policy.pt",), ()):
+        for path in (tmp_path / "run").glob("*.pt"):
+            if path.name not in kept:
+                path.unlink()
+        with pytest.raises(UserError, match=r"no checkpoint.*another name"):
+            trainer(tiny(total_steps=512), resume=True)
+        assert len(metrics(tmp_path / "run")) == 4
+
+
+def test_an_evaluation_at_the_end_is_kept(tiny, trainer, tmp_path):
+    """Of a run that is shorter than the time to its first checkpoint."""
+    trainer(tiny(total_steps=64, eval_interval=0)).train()
+    before = (tmp_path / "run" / "evaluation.csv").read_bytes()
+    for path in (tmp_path / "run").glob("*.pt"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"no checkpoint"):
+        trainer(tiny(total_steps=64, eval_interval=0), resume=True)
+    assert (tmp_path / "run" / "evaluation.csv").read_bytes() == before
+
+
+def test_a_pause_is_no_training_time(tiny, trainer):
+    one = trainer(tiny())
+    one.pause()
+    threading.Timer(1.5, one.resume).start()
+    begin = time.monotonic()
+    metrics = one.update()
+    assert time.monotonic() - begin > 1.5 > metrics["seconds"] + 0.5
 
 
 def test_resume_with_another_config_is_refused(tiny, trainer):

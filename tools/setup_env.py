@@ -53,7 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         with open(__file__) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # two makes at once: the second waits and then finds all done
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)  # two makes at once: the second waits and then finds all done
             if options.here:
                 complete(Path(sys.executable), Path(sys.prefix), options.extras or "", own=False)
             else:
