@@ -17,7 +17,7 @@ from . import plots, published
 from .config import PRESETS, PPOConfig, UserError, as_flag, preset
 from .drawing import figure_png, format_steps
 from .encode import video_tag
-from .experiments import RunSummary, group_experiments, summarize_experiment
+from .experiments import RunSummary, first_reached, group_experiments, summarize_experiment
 from .files import replacing
 from .page import PAGE
 from .runs import SPLITS, Run, Runs, film_path, load_runs, name_in, results_flag
@@ -114,6 +114,7 @@ def _page(runs: list[Run], figures: dict[str, bytes], results: Path) -> str:
     parts.append("</div>")
     if any(summary.train or summary.unseen for summary in summaries.values()):
         parts += ["<h2>Numbers</h2>", _numbers(groups, summaries), _method(runs)]
+        parts += _milestones(runs)
         if theirs := published.table(runs, results):
             parts += [_table(theirs), f"<p class=note>{escape(published.NOTE)}</p>"]
     names = [name_in(run.path, results) for run in runs]
@@ -195,6 +196,18 @@ def _method(runs: list[Run]) -> str:
         "the worst quarter of the episodes. Normalised: (return − R<sub>min</sub>) / (R<sub>max</sub> − "
         "R<sub>min</sub>) with the constants of the Procgen paper, arXiv 1912.01588.</p>"
     )
+
+
+def _milestones(runs: list[Run], targets: tuple[float, ...] = (5, 8)) -> list[str]:
+    """A table of when runs of StarPilot were first evaluated at these returns on unseen levels; [] if none was."""
+    rows = []
+    for run in runs:
+        found = [first_reached(run, "unseen", target) for target in targets if run.config.env_name == "starpilot"]
+        if any(found):
+            cells = (f"{format_steps(at[0])} steps, {at[1] / 60:.0f} minutes" if at else "-" for at in found)
+            rows.append([run.name, *cells])
+    header = ["training until unseen levels give", *(f"{target:g} or more" for target in targets)]
+    return [_table([header, *rows])] if rows else []
 
 
 def _table(rows: list[list[str]]) -> str:

@@ -126,6 +126,14 @@ def test_published_results_stand_beside_runs_of_their_protocol(tmp_path: Path) -
     assert {row[1] for row in published.table([unlimited], results)[1:]} == {"unlimited"}
 
 
+def test_when_a_return_was_reached(tmp_path: Path) -> None:
+    good = make_run(tmp_path / "good", shift=4)  # evaluated after 6 and 12 updates of 40 seconds
+    make_run(tmp_path / "bad", shift=-4)
+    assert "until unseen levels give" not in Tags(write_report(tmp_path / "bad")).text
+    text = Tags(write_report([good, tmp_path / "bad"])).text
+    assert re.search(r"5 or more8 or more\s*good98.3k steps, 4 minutes", text), text
+
+
 def test_report_of_an_unfinished_run(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "new")
     (folder / "evaluation.csv").unlink()
