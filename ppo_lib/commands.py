@@ -154,16 +154,17 @@ def _normalised(mean: float, config: PPOConfig) -> str:
 
 def _write_film(run_dir: Path, options: Options, levels: int) -> None:
     from .checkpoint import load_policy
-    from .runs import film_path
+    from .runs import film_path, seen_from_here
     from .video import film
 
     policy, config, _ = load_policy(run_dir)
-    print(f"Film:   {film(policy, config, film_path(run_dir, options.results), levels=levels)}")
+    path = film(policy, config, film_path(run_dir, options.results), levels=levels)
+    print(f"Film:   {seen_from_here(path)}")
 
 
 def _write_film_beside(run_dirs: list[Path], options: Options, levels: int) -> None:
     from .checkpoint import load_policy
-    from .runs import film_path
+    from .runs import film_path, seen_from_here
     from .video import film_beside
 
     if levels % len(run_dirs):
@@ -174,14 +175,16 @@ def _write_film_beside(run_dirs: list[Path], options: Options, levels: int) -> N
         players.append((f"{run_dir.name}: {config.num_levels or 'unlimited'} training levels", policy, config))
     path = film_path(run_dirs[0], options.results)
     path = path.with_name(f"{'-beside-'.join(run_dir.name for run_dir in run_dirs)}.mp4")
-    print(f"Film:   {film_beside(players, path, rows=levels // len(run_dirs))}")
+    path = film_beside(players, path, rows=levels // len(run_dirs))
+    print(f"Film:   {seen_from_here(path)}")
 
 
 def _write_report(run_dirs: list[Path], options: Options) -> None:
     from .report import write_report
+    from .runs import seen_from_here
 
     page = write_report(run_dirs, results=options.results)
-    print(f"Report: {page.relative_to(Path.cwd()) if page.is_relative_to(Path.cwd()) else page}")
+    print(f"Report: {seen_from_here(page)}")
 
 
 def _find_run(name: str, results: Path) -> Path:

@@ -110,10 +110,15 @@ def name_in(run_dir: Path, results: Path) -> str:
     return path.relative_to(results).as_posix() if path.is_relative_to(results) else str(path)
 
 
+def seen_from_here(path: Path) -> Path:
+    """The path as seen from the current folder, or in full if it lies elsewhere."""
+    path, here = path.resolve(), Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
 def results_flag(results: Path) -> str:
     """What tells the command line, called from here, that runs lie in this folder: nothing if it is ./results."""
-    path, here = results.resolve(), Path.cwd()
-    path = path.relative_to(here) if path.is_relative_to(here) else path
+    path = seen_from_here(results)
     return "" if path == Path("results") else f" --results {shlex.quote(str(path))}"
 
 
