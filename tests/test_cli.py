@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ppo_lib import evaluate as evaluation
 from ppo_lib.__main__ import main
 from ppo_lib.checkpoint import load_checkpoint, load_policy
 
@@ -112,6 +113,17 @@ def test_evaluate_adds_episodes_and_prints_intervals(project):
     assert len(rows(folder / "evaluation.csv")) == 6
     process = run(project, "evaluate", "first", "--episodes", 2)
     assert "Not kept" in process.out and "3 episodes" in process.out and rows(folder / "evaluation.csv") == found
+
+
+def test_an_evaluation_takes_the_place_of_one_of_its_size(project, monkeypatch, capsys):
+    """Three episodes on at most two environments are played as four, by equal shares."""
+    monkeypatch.setattr(evaluation, "MAX_ENVS", 2)
+    shutil.copytree(project / "results" / "first", project / "results" / "again")
+    (project / "results" / "again" / "evaluation.csv").unlink()
+    for _ in range(2):
+        assert main(["evaluate", "again", "--episodes", "3", "--results", str(project / "results")]) == 0
+        assert "Not kept" not in capsys.readouterr().out
+        assert len(rows(project / "results" / "again" / "evaluation.csv")) == 8
 
 
 def test_a_file_that_cannot_be_written_is_one_sentence(project):

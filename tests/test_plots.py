@@ -84,6 +84,16 @@ def test_several_experiments_get_a_panel_for_each_split(tmp_path: Path) -> None:
         assert [line.get_ydata()[-1] for line in shown] == [load_run(folders[0]).final(split).returns.mean()]
 
 
+def test_many_experiments_can_be_told_apart(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / str(n), updates=2, num_levels=n) for n in (10, 25, 50, 100, 200, 500, 1000, 0)]
+    figure = plots.learning_curve(runs)
+    legend = [(handle.get_color(), handle.get_linestyle()) for handle in figure.legends[0].legend_handles[:8]]
+    drawn = {
+        (line.get_color(), line.get_linestyle()) for line in figure.axes[1].get_lines() if line.get_marker() == "o"
+    }
+    assert len(set(legend)) == 8 and set(legend) == drawn
+
+
 def test_unlimited_levels_stand_at_the_right(tmp_path: Path) -> None:
     folders = [make_run(tmp_path / str(n), num_levels=n) for n in (50, 200, 0)]
     axis = plots.levels_curve(folders).axes[1]

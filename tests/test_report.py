@@ -155,6 +155,8 @@ def test_report_of_several_runs(tmp_path: Path) -> None:
     check_self_contained(page)
     text = Tags(page).text
     assert "a (2 seeds)" in text and "c" in text
+    assert "from all seeds from a run's last training level on" in text
+    assert "from all seeds from 50 on" in Tags(write_report(folders[:2])).text
     assert (tmp_path / "report_levels_curve.png").exists()
     other = write_report(folders, tmp_path / "sub" / "compare.html")
     assert other.exists() and str(summarize_run(folders[2]).unseen.mean) in Tags(other).text

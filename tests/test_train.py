@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from ppo_lib.config import UserError
 from ppo_lib.logger import METRICS
 from ppo_lib.ppo import DivergedError
 from ppo_lib.run_folder import RunFolder
-from ppo_lib.train import Trainer
+from ppo_lib.train import Stopped, Trainer
 
 
 @pytest.fixture
@@ -274,6 +275,16 @@ def test_an_evaluation_at_the_end_is_kept(tiny, trainer, tmp_path):
     with pytest.raises(UserError, match=r"no checkpoint"):
         trainer(tiny(total_steps=64, eval_interval=0), resume=True)
     assert (tmp_path / "run" / "evaluation.csv").read_bytes() == before
+
+
+def test_several_processes_leave_an_evaluation_together(tiny, trainer):
+    """What the first of them, which evaluates, tells the others: as with one process, they stop."""
+    one, told = trainer(tiny(eval_episodes=400)), []
+    one.group = SimpleNamespace(size=2, is_first=True, first=lambda means: told.append(means) or means)
+    one.stop()
+    with pytest.raises(Stopped):
+        one.evaluate()
+    assert told == [None]
 
 
 def test_a_pause_is_no_training_time(tiny, trainer):
