@@ -86,9 +86,14 @@ def run_line(index: int) -> str:
 
 
 def legend_above(figure: Figure, handles: Sequence[Artist]) -> None:
-    """One legend above the axes, where it hides no data."""
-    if handles:
-        figure.legend(handles=handles, fontsize=8, frameon=False, loc="outside upper left", ncols=2, columnspacing=1.2)
+    """One legend above the axes, where it hides no data: in two columns, or in one on a taller figure (long names)."""
+    if not handles:
+        return
+    long = max(len(str(handle.get_label())) for handle in handles) > 6.2 * figure.get_figwidth()
+    if long:
+        figure.set_figheight(figure.get_figheight() + 0.16 * (len(handles) // 2))
+    options = dict(fontsize=8, frameon=False, loc="outside upper left", columnspacing=1.2)
+    figure.legend(handles=handles, ncols=1 if long else 2, **options)
 
 
 def whisker(axis: Axes, x: float, mean: Estimate, color: str) -> None:

@@ -94,6 +94,15 @@ def test_many_experiments_can_be_told_apart(tmp_path: Path) -> None:
     assert len(set(legend)) == 8 and set(legend) == drawn
 
 
+@pytest.mark.parametrize("name", ["levels200-seed1", "levels200-recurrent-sequence_length64-seed1 (2 seeds)"])
+def test_a_legend_fits_its_figure(tmp_path: Path, name: str) -> None:
+    figure = plots.learning_curve([make_run(tmp_path / f"{n}{name}", updates=2, num_levels=n) for n in (1, 2, 3, 4)])
+    figure.canvas.draw()
+    legend = figure.legends[0].get_window_extent()
+    assert legend.x0 >= 0 and legend.x1 <= figure.bbox.x1
+    assert all(axis.get_window_extent().height > figure.dpi for axis in figure.axes)
+
+
 def test_unlimited_levels_stand_at_the_right(tmp_path: Path) -> None:
     folders = [make_run(tmp_path / str(n), num_levels=n) for n in (50, 200, 0)]
     axis = plots.levels_curve(folders).axes[1]
