@@ -16,6 +16,7 @@ from torch import Tensor
 from .config import PPOConfig, UserError
 from .files import replacing, write_error
 from .policy import ActorCritic
+from .runs import load_run
 
 FORMAT = 1  # raise when an older reader would misread the file
 CHECKPOINT, PREVIOUS, POLICY = "checkpoint.pt", "checkpoint.previous.pt", "policy.pt"
@@ -37,6 +38,26 @@ def save_checkpoint(run_dir: Path, state: dict[str, object]) -> Path:
 def has_checkpoint(run_dir: Path) -> bool:
     """Whether there is something to go on from."""
     return any((run_dir / name).exists() for name in (CHECKPOINT, PREVIOUS))
+
+
+def goes_on(run_dir: Path) -> bool:
+    """Whether there is something to go on from; False for no run yet, and one stopped before its first checkpoint.
+
+    Raises UserError for a run that has got further than that and has lost its checkpoint: it must not begin anew.
+    """
+    if not (run_dir / "config.json").is_file():
+        return False
+    if has_checkpoint(run_dir):
+        return True
+    run = load_run(run_dir)
+    first = min(run.config.checkpoint_interval, run.config.last_step) + run.config.batch_size
+    kept = (run_dir / POLICY).exists() or run.config.last_step in run.evaluation.checkpoints
+    if kept or run.steps >= first:
+        raise UserError(
+            f"The run {run_dir} has no checkpoint to go on from (git keeps none): remove the folder to train it "
+            "again, or choose another name."
+        )
+    return False
 
 
 def load_checkpoint(run_dir: Path) -> dict[str, object]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TextIO
 
-from .checkpoint import POLICY, has_checkpoint, load_checkpoint
+from .checkpoint import goes_on, load_checkpoint
 from .config import PPOConfig, UserError
 from .distributed import launcher
 from .files import lock, replacing, write_error
 from .logger import Logger, keep_rows
-from .runs import EVALUATION_COLUMNS, fixed_changes, load_run
+from .runs import EVALUATION_COLUMNS, fixed_changes
 
 
 class RunFolder:
@@ -86,23 +86,3 @@ class RunFolder:
                 f"Another process is training {self.run_dir}: stop it first, or choose another name with --run."
             )
         return file
-
-
-def goes_on(run_dir: Path) -> bool:
-    """Whether there is something to go on from; False for no run yet, and one stopped before its first checkpoint.
-
-    Raises UserError for a run that has got further than that and has lost its checkpoint: it must not begin anew.
-    """
-    if not (run_dir / "config.json").is_file():
-        return False
-    if has_checkpoint(run_dir):
-        return True
-    run = load_run(run_dir)
-    first = min(run.config.checkpoint_interval, run.config.last_step) + run.config.batch_size
-    kept = (run_dir / POLICY).exists() or run.config.last_step in run.evaluation.checkpoints
-    if kept or run.steps >= first:
-        raise UserError(
-            f"The run {run_dir} has no checkpoint to go on from (git keeps none): remove the folder to train it "
-            "again, or choose another name."
-        )
-    return False

@@ -87,13 +87,15 @@ class SweepRun:
 
         Where neither policy nor checkpoint was kept (git may hold the CSVs alone), an evaluation is enough.
         """
-        from .checkpoint import has_checkpoint
+        end = self.config.last_step
+        if not self.evaluated:
+            return False
+        steps = self.policy_steps
+        if steps or self.config.eval_interval < 0 or self.trained < end:
+            return steps == end
+        from .checkpoint import has_checkpoint  # torch: only for runs that have got this far
 
-        steps, end = self.policy_steps, self.config.last_step
-        if not self.evaluated or steps == end:
-            return self.evaluated
-        csv_alone = steps == 0 and self.config.eval_interval >= 0 and not has_checkpoint(self.run_dir)
-        return csv_alone and self.trained == end
+        return not has_checkpoint(self.run_dir)
 
     def check(self) -> None:
         """Raise UserError if the folder holds what this run can't go on from: nothing may be overwritten."""
@@ -104,7 +106,7 @@ class SweepRun:
                 f"The run {self.run_dir} was made with another config ({changes}); give the sweep another name with "
                 "--sweep, or remove that run."
             )
-        from .run_folder import goes_on
+        from .checkpoint import goes_on
 
         steps, end = self.policy_steps, self.config.last_step
         if steps > end:

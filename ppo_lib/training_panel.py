@@ -19,10 +19,9 @@ from pathlib import Path
 import ipywidgets as w
 from IPython.display import display
 
-from .checkpoint import has_checkpoint
+from .checkpoint import goes_on, has_checkpoint
 from .config import PPOConfig, UserError
 from .live_curve import live_curve, live_values, progress_line
-from .run_folder import goes_on
 from .runs import read_config
 from .train import Trainer
 from .widget_parts import LIVE_FIELDS, SLIDER_WIDTH, STYLE, Controls, Picture, button, entry, live_slider, put
