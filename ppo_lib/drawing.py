@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
-from .config import UserError
+from . import published
 from .runs import Run
 from .stats import RANDOM_RETURN, Estimate
 
@@ -128,17 +127,10 @@ def running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64
 
 def draw_reference(axis: Axes, path: str | Path, end: int, split: str) -> None:
     """The band between the lowest and the highest published run on a split, up to `end` steps."""
-    curve: dict[int, list[float]] = {}
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if {"test": "unseen"}.get(row["split"], row["split"]) == split:
-                    curve.setdefault(int(row["timesteps"]), []).append(float(row["mean_episode_return"]))
-    except (OSError, KeyError, ValueError):
-        raise UserError(f"{path} is no curve of published runs (split, run, timesteps, mean_episode_return).") from None
-    steps = np.array(sorted(curve))
-    if len(steps) and steps[0] <= end:
-        grid = np.unique(np.append(steps[steps <= end], min(end, steps[-1])))
-        low, high = (np.interp(grid, steps, [pick(curve[s]) for s in steps]) for pick in (min, max))
-        axis.fill_between(grid, low, high, color=SPLIT_COLOR[split], alpha=0.15, lw=0,
-                          label=f"published, {SPLIT_NAME[split]}")  # fmt: skip
+    curves = published.read_curves(path).get(split, [])
+    known = sorted({float(step) for steps, _ in curves for step in steps})
+    if known and known[0] <= end:
+        grid = [*(step for step in known if step < end), min(end, known[-1])]
+        found = [published.returns_at(curves, step) for step in grid]
+        axis.fill_between(grid, *([pick(r) for r in found] for pick in (min, max)), color=SPLIT_COLOR[split],
+                          alpha=0.15, lw=0, label=f"published, {SPLIT_NAME[split]}")  # fmt: skip

@@ -70,13 +70,15 @@ def group_by_settings(
 def group_experiments(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """Label -> runs that differ by nothing but their seed and machine.
 
-    A lone run's label is its name; where two folders hold different runs of one name, the folder stands before it.
+    A lone run's label is its name; several of a sweep lose the seed in theirs. Where two folders hold different runs of
+    one name, the folder stands before it.
     Runs of one seed repeat each other, on one machine to the last bit, and are no sample: they stay apart.
     """
     labels: dict[str, list[Run]] = {}
     for group in _one_of_each_seed(group_by_settings(runs, _SIBLING_FIELDS).values()):
-        label = group[0].name if len(group) == 1 else f"{group[0].name} ({len(group)} seeds)"
-        labels[f"{group[0].path.parent.name}/{label}" if label in labels else label] = group
+        first, count = group[0], len(group)
+        label = first.name if count == 1 else f"{first.name.removesuffix(f'-seed{first.config.seed}')} ({count} seeds)"
+        labels[f"{first.path.parent.name}/{label}" if label in labels else label] = group
     return labels
 
 

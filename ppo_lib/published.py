@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import csv
-import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .runs import Run
+import numpy as np
+from numpy.typing import NDArray
 
-CURVES = "starpilot_easy200_openai_ppo.csv"  # in results/reference: three runs on 200 levels
+from .config import UserError
+from .experiments import group_experiments
+from .runs import SPLITS, Run
+from .stats import estimate
+
+CURVES = "starpilot_easy200_openai_ppo.csv"  # in results/reference: three runs of openai/train-procgen on 200 levels
 TABLE = "published.csv"  # beside it: single results
-CURVES_SOURCE = "openai/train-procgen"
 HEADER = ["published", "num levels", "steps", "runs", "train", "unseen", "source"]
-NOTE = (
-    "Published: mean returns, ± the standard deviation over the runs. Those while training are of recent episodes, and "
-    "lag behind the agent; their unseen levels are all levels."
+NOTE = "Published: mean returns, ± the standard deviation over the runs; their unseen levels are all levels."
+COMPARED = ["200 levels", "seeds", "steps", "train", "published", "unseen", "published"]
+COMPARED_NOTE = (
+    "Published: three runs of openai/train-procgen, read off at these steps; means of recent episodes while training, "
+    "which lag behind the agent; their unseen levels are all levels. In brackets the single runs."
 )
+_MOST_ROWS = 12  # of an experiment
+
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, mean returns
 
 
 def curves(runs: Iterable[Run], results: Path) -> Path | None:
@@ -26,37 +35,67 @@ def curves(runs: Iterable[Run], results: Path) -> Path | None:
     return path if same and path.is_file() else None
 
 
-def table(runs: Sequence[Run], results: Path) -> list[list[str]]:
-    """HEADER and a row for each result on as many levels as one of the runs has; [] if none can be laid beside them.
+def read_curves(path: str | Path) -> dict[str, list[Curve]]:
+    """Split -> the curve of each run. Raises UserError if the file holds no such curves."""
+    points: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    try:
+        for row in _read(Path(path)):
+            split = {"test": "unseen"}.get(row["split"], row["split"])
+            point = float(row["timesteps"]), float(row["mean_episode_return"])
+            points.setdefault(split, {}).setdefault(row["run"], []).append(point)
+    except (OSError, KeyError, ValueError):
+        raise UserError(f"{path} is no curve of published runs (split, run, timesteps, mean_episode_return).") from None
+    return {split: [tuple(np.array(sorted(p)).T) for p in runs.values()] for split, runs in points.items()}
 
-    Of the published curves, there is a row at each number of steps nearest to one of the runs' last.
+
+def returns_at(curves: Sequence[Curve], steps: float) -> list[float]:
+    """The return of each run at a number of steps, on the line between the two points beside it."""
+    return [float(np.interp(steps, *curve)) for curve in curves]
+
+
+def tables(runs: Sequence[Run], results: Path) -> list[tuple[list[list[str]], str]]:
+    """The tables that can be laid beside the runs, each with what is to be said of it."""
+    both = (comparison(runs, results), COMPARED_NOTE), (table(runs, results), NOTE)
+    return [(rows, note) for rows, note in both if rows]
+
+
+def comparison(runs: Sequence[Run], results: Path) -> list[list[str]]:
+    """COMPARED and a row for each evaluation of runs on 200 levels that all seeds have, beside the published curves.
+
+    Of many evaluations, some are left out, never the last. [] if no run can be laid beside the curves.
     """
-    if not all(_follows_protocol(run) for run in runs):
+    ours = [run for run in runs if run.config.num_levels == 200 and _follows_protocol(run)]
+    path, rows = curves(ours, results), []
+    if not ours or path is None:
         return []
-    folder, rows = results / "reference", []
-    if any(run.config.num_levels == 200 for run in runs) and (folder / CURVES).is_file():
-        rows += _rows_of_curves(folder / CURVES, [run.steps for run in runs if run.config.num_levels == 200])
+    theirs = read_curves(path)
+    first = max(steps[0] for split in SPLITS for steps, _ in theirs[split])
+    for name, group in group_experiments(ours).items():
+        measured = [set(run.evaluation.select(split).checkpoints) for run in group for split in SPLITS]
+        common = sorted((step for step in set.intersection(*measured) if step >= first), reverse=True)
+        for step in reversed(common[:: len(common) // _MOST_ROWS + 1]):
+            rows.append([name, str(len(group)), f"{step:,}"])
+            for split in SPLITS:
+                returns = [run.evaluation.select(split, step).returns for run in group]
+                known = returns_at(theirs[split], step)
+                single = _in_brackets([r.mean() for r in returns]) if len(group) > 1 else ""
+                rows[-1] += [f"{estimate(returns)}{single}", f"{np.mean(known):.2f}{_in_brackets(known)}"]
+    return [COMPARED, *rows] if rows else []
+
+
+def table(runs: Sequence[Run], results: Path) -> list[list[str]]:
+    """HEADER and a row for each result on as many levels as one of the runs has; [] if none can be laid beside them."""
+    path, rows = results / "reference" / TABLE, []
+    if not path.is_file() or not all(_follows_protocol(run) for run in runs):
+        return []
     levels = {str(run.config.num_levels) for run in runs}
-    if (folder / TABLE).is_file():
-        for row in _read(folder / TABLE):
-            if row["num_levels"] in levels:
-                score = [_score(row[split], row[f"{split}_sd"]) for split in ("train", "unseen")]
-                known = "unlimited" if row["num_levels"] == "0" else row["num_levels"]
-                steps = f"{int(row['timesteps']):,}"
-                rows.append([row["algorithm"], known, steps, row["runs"] or "-", *score, row["source"]])
-    return [HEADER, *rows] if rows else []
-
-
-def _rows_of_curves(path: Path, steps: Iterable[int]) -> list[list[str]]:
-    scores: dict[int, dict[str, list[float]]] = {}
     for row in _read(path):
-        of_step = scores.setdefault(int(row["timesteps"]), {"train": [], "test": []})
-        of_step[row["split"]].append(float(row["mean_episode_return"]))
-    rows = []
-    for near in sorted({min(scores, key=lambda known: abs(known - step)) for step in steps}):
-        both = [f"{statistics.mean(r):.1f} ± {statistics.stdev(r):.1f}" for r in scores[near].values()]
-        rows.append(["PPO", "200", f"{near:,}", str(len(scores[near]["train"])), *both, CURVES_SOURCE])
-    return rows
+        if row["num_levels"] in levels:
+            score = [_score(row[split], row[f"{split}_sd"]) for split in ("train", "unseen")]
+            known = "unlimited" if row["num_levels"] == "0" else row["num_levels"]
+            steps = f"{int(row['timesteps']):,}"
+            rows.append([row["algorithm"], known, steps, row["runs"] or "-", *score, row["source"]])
+    return [HEADER, *rows] if rows else []
 
 
 def _follows_protocol(run: Run) -> bool:
@@ -72,3 +111,7 @@ def _read(path: Path) -> list[dict[str, str]]:
 
 def _score(mean: str, sd: str) -> str:
     return f"{mean} ± {sd}" if sd else mean or "-"
+
+
+def _in_brackets(means: Sequence[float]) -> str:
+    return f" ({', '.join(f'{mean:.2f}' for mean in means)})"

@@ -115,8 +115,8 @@ def _page(runs: list[Run], figures: dict[str, bytes], results: Path) -> str:
     if any(summary.train or summary.unseen for summary in summaries.values()):
         parts += ["<h2>Numbers</h2>", _numbers(groups, summaries), _method(runs)]
         parts += _milestones(runs)
-        if theirs := published.table(runs, results):
-            parts += [_table(theirs), f"<p class=note>{escape(published.NOTE)}</p>"]
+        for theirs, note in published.tables(runs, results):
+            parts += [_table(theirs), f"<p class=note>{escape(note)}</p>"]
     names = [name_in(run.path, results) for run in runs]
     commands = "\n".join(
         f"{command_of(run.config, run.name)}{results_flag(run.path.parent)}\n"

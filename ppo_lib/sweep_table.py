@@ -35,8 +35,8 @@ def conclude(run_dirs: Sequence[Path]) -> None:
     folder = run_dirs[0].parent
     rows = table(runs)
     text = f"{_markdown(_cells(rows))}\n\n{_method(rows)}\n"
-    if theirs := published.table(runs, folder.parent):
-        text += f"\n{_markdown(theirs)}\n\n{published.NOTE}\n"
+    for theirs, note in published.tables(runs, folder.parent):
+        text += f"\n{_markdown(theirs)}\n\n{note}\n"
     print(text)
     try:
         (folder / "table.csv").write_text(_csv(rows), encoding="utf-8")

@@ -105,25 +105,48 @@ def test_film_and_published_curves_are_found(tmp_path: Path, place: str, monkeyp
     assert (folder / "learning_curve.png").read_bytes() != alone
 
 
+PAPER = dict(num_levels=200, use_backgrounds=True, restrict_themes=False, total_steps=1_000_000, num_envs=512)
+
+
 def test_published_results_stand_beside_runs_of_their_protocol(tmp_path: Path) -> None:
     results = ROOT / "results"
-    paper = dict(num_levels=200, use_backgrounds=True, restrict_themes=False, total_steps=1_000_000, num_envs=512)
-    runs = [load_run(make_run(tmp_path / "easy", updates=8, **paper))]
-    header, ours, *others = published.table(runs, results)
-    with open(REFERENCE, newline="") as file:
-        rows = list(csv.DictReader(file))
-    for split, cell in (("train", ours[4]), ("test", ours[5])):
-        found = [float(r["mean_episode_return"]) for r in rows if (r["split"], r["timesteps"]) == (split, "1000000")]
-        assert cell == f"{np.mean(found):.1f} ± {np.std(found, ddof=1):.1f}" and len(found) == 3
-    assert header == published.HEADER and ours[:4] == ["PPO", "200", "1,000,000", "3"]
-    assert ["PPO", "200", "25,000,000", "10", "-", "26.8 ± 1.5", "PLR, arXiv 2010.03934, table 2"] in others
-    assert {row[1] for row in others} == {"200"}
-    page = Tags(write_report(runs, tmp_path / "page.html", results=results)).text
-    assert ours[4] in page and "mixreg" in page
-    other = load_run(make_run(tmp_path / "other", **{**paper, "distribution_mode": "hard"}))
-    assert published.table([*runs, other], results) == [] and published.table(runs, tmp_path) == []
-    unlimited = load_run(make_run(tmp_path / "unlimited", **{**paper, "num_levels": 0}))
+    runs = [load_run(make_run(tmp_path / "easy", updates=8, **PAPER))]
+    header, *rows = published.table(runs, results)
+    assert header == published.HEADER and {row[1] for row in rows} == {"200"}
+    assert ["PPO", "200", "25,000,000", "10", "-", "26.8 ± 1.5", "PLR, arXiv 2010.03934, table 2"] in rows
+    assert "mixreg" in Tags(write_report(runs, tmp_path / "page.html", results=results)).text
+    other = load_run(make_run(tmp_path / "other", **{**PAPER, "distribution_mode": "hard"}))
+    assert published.table([*runs, other], results) == [] and published.tables(runs, tmp_path) == []
+    unlimited = load_run(make_run(tmp_path / "unlimited", **{**PAPER, "num_levels": 0}))
     assert {row[1] for row in published.table([unlimited], results)[1:]} == {"unlimited"}
+
+
+def test_published_curves_are_read_off_where_all_seeds_were_evaluated(tmp_path: Path, monkeypatch) -> None:
+    """Two seeds were evaluated at 262,144 and 524,288 steps, a third at 524,288 and 1,048,576."""
+    runs = [load_run(make_run(tmp_path / f"s{seed}", updates=4, seed=seed, shift=seed, **PAPER)) for seed in (0, 1)]
+    runs += [load_run(make_run(tmp_path / "s2", updates=8, seed=2, shift=2, **PAPER))]
+    runs += [load_run(make_run(tmp_path / "ten", updates=8, **{**PAPER, "num_levels": 10}))]
+    header, row = published.comparison(runs, ROOT / "results")
+    assert header == published.COMPARED and row[:3] == ["s0 (3 seeds)", "3", "524,288"]
+    with open(REFERENCE, newline="") as file:
+        points = {(r["split"], r["run"], r["timesteps"]): float(r["mean_episode_return"]) for r in csv.DictReader(file)}
+    for split, ours, theirs in (("train", *row[3:5]), ("test", *row[5:])):
+        known = []
+        for name in "012":
+            before, after = (points[split, name, str(steps)] for steps in (500_000, 1_000_000))
+            known.append(before + (after - before) * 24_288 / 500_000)
+        assert theirs == f"{np.mean(known):.2f} ({', '.join(f'{mean:.2f}' for mean in known)})"
+        returns = [run.evaluation.select("unseen" if split == "test" else split, 524_288).returns for run in runs[:3]]
+        assert ours == f"{stats.estimate(returns)} ({', '.join(f'{r.mean():.2f}' for r in returns)})"
+    page = Tags(write_report(runs, tmp_path / "page.html", results=ROOT / "results")).text
+    assert row[3] in page and row[4] in page
+    short = load_run(make_run(tmp_path / "short", updates=1, **PAPER))
+    assert published.comparison([short], ROOT / "results") == []  # before the curves begin
+    assert published.comparison(runs[3:], ROOT / "results") == []
+    alone = published.comparison(runs[2:3], ROOT / "results")
+    assert [row[2] for row in alone[1:]] == ["524,288", "1,048,576"] and "(" not in alone[1][3]
+    monkeypatch.setattr(published, "_MOST_ROWS", 1)
+    assert published.comparison(runs[2:3], ROOT / "results") == [header, alone[-1]]
 
 
 def test_when_a_return_was_reached(tmp_path: Path) -> None:

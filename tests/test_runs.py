@@ -92,6 +92,12 @@ def test_a_run_given_twice_counts_once_and_its_repetition_is_no_second_seed(tmp_
     }
 
 
+def test_seeds_of_a_sweep_are_named_without_a_seed(tmp_path: Path) -> None:
+    made = [runs.load_run(make_run(tmp_path / f"levels10-seed{seed}", num_levels=10, seed=seed)) for seed in (3, 4)]
+    assert list(experiments.group_experiments(made)) == ["levels10 (2 seeds)"]
+    assert list(experiments.group_experiments(made[:1])) == ["levels10-seed3"]
+
+
 def test_names_and_films_of_runs(tmp_path: Path) -> None:
     results = tmp_path / "results"
     assert runs.name_in(results / "quick", results) == "quick"
