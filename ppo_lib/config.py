@@ -72,6 +72,7 @@ class PPOConfig:
     recurrent: bool = True  # a GRU between encoder and heads
     sequence_length: int = 32  # steps that the GRU is unrolled over in training
     width_scale: int = 1  # multiplies the encoder's channels (16, 32, 32)
+    encoder_init: str = "orthogonal"  # first weights: orthogonal and small, or glorot as in the published runs
     # the machine
     device: str = "auto"  # auto, cpu, cuda or cuda:INDEX
     precision: str = "auto"  # auto, float32, bf16 or fp16 (of the encoder; the rest is float32)
@@ -242,6 +243,10 @@ def _check(c: PPOConfig) -> None:
         value = getattr(c, name)
         need(0 <= value < math.inf, f"{name} must be 0 or more, not {value}.")
     need(0 < c.max_grad_norm < math.inf, f"max_grad_norm must be above 0, not {c.max_grad_norm}.")
+    need(
+        c.encoder_init in ("orthogonal", "glorot"),
+        f"encoder_init must be orthogonal or glorot, not '{c.encoder_init}'.",
+    )
     kind, _, index = c.device.partition(":")
     need(
         c.device in ("auto", "cpu", "cuda") or (kind == "cuda" and index.isdecimal()),

@@ -116,6 +116,17 @@ class GRUCore(nn.Module):
         return torch.stack(outputs), state
 
 
+def glorot_init(module: nn.Module) -> None:
+    """Uniform weights of variance 2 / (fan_in + fan_out) and zero biases in every conv and linear layer below `module`.
+
+    TensorFlow's default, and so what the published runs began with. Source: Glorot and Bengio 2010, equation 16.
+    """
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+
 def orthogonal_init(module: nn.Module, gain: float = 1.0) -> None:
     """Orthogonal weights and zero biases in every conv, linear and GRU below `module` (Saxe et al., 1312.6120).
 

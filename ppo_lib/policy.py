@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .model import ENCODER_GAIN, FEATURES, GRUCore, ImpalaEncoder, orthogonal_init
+from .model import ENCODER_GAIN, FEATURES, GRUCore, ImpalaEncoder, glorot_init, orthogonal_init
 
 
 def sampling_noise(n: int, num_actions: int, generator: torch.Generator) -> Tensor:
@@ -41,6 +41,7 @@ class ActorCritic(nn.Module):
         width_scale: int = 1,
         obs_shape: tuple[int, int, int] = (64, 64, 3),
         seed: int | None = None,
+        encoder_init: str = "orthogonal",
     ) -> None:
         super().__init__()
         self.num_actions = num_actions
@@ -57,6 +58,8 @@ class ActorCritic(nn.Module):
             orthogonal_init(self.encoder, ENCODER_GAIN)
             orthogonal_init(self.actor, gain=0.01)
             orthogonal_init(self.critic, gain=1.0)
+            if encoder_init == "glorot":  # last, so that the rest begins as it does with the other
+                glorot_init(self.encoder)
 
     def initial_state(self, n: int) -> Tensor:
         """The state at an episode's start: zeros [n, state_size]."""

@@ -64,7 +64,10 @@ class Trainer:
         checkpoint = self.folder.find_checkpoint()
         self.hardware = configure(config, checkpoint and checkpoint["precision"], self.group)
         policy = ActorCritic(
-            recurrent=config.recurrent, width_scale=config.width_scale, seed=derive_seed(config.seed, "weights")
+            recurrent=config.recurrent,
+            width_scale=config.width_scale,
+            seed=derive_seed(config.seed, "weights"),
+            encoder_init=config.encoder_init,
         ).to(self.hardware.device)
         policy.autocast_dtype = self.hardware.autocast_dtype
         self.ppo = PPO(policy, config, self.hardware, self.group)
