@@ -15,7 +15,8 @@ from .runs import SPLITS, Run
 from .stats import estimate
 
 CURVES = "starpilot_easy200_openai_ppo.csv"  # in results/reference: three runs of openai/train-procgen on 200 levels
-TABLE = "published.csv"  # beside it: single results
+DIAGNOSTICS = "starpilot_easy200_openai_ppo_diagnostics.csv"  # beside it: what single updates of theirs logged
+TABLE = "published.csv"  # single results
 HEADER = ["published", "num levels", "steps", "runs", "train", "unseen", "source"]
 NOTE = "Published: mean returns, ± the standard deviation over the runs; their unseen levels are all levels."
 COMPARED = ["200 levels", "seeds", "steps", "train", "published", "unseen", "published"]

@@ -85,6 +85,7 @@ def test_unlimited_training_leaves_levels_unseen():
         ({"device": "gpu"}, "device must be"),
         ({"device": "cuda:x"}, "device must be"),
         ({"precision": "half"}, "precision must be"),
+        ({"encoder_init": "xavier"}, "encoder_init must be"),
         ({"num_envs": 2.5}, "whole number"),
         ({"num_envs": "many"}, "whole number"),
         ({"recurrent": 1}, "true or false"),

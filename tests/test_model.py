@@ -1,10 +1,21 @@
 """The encoder and the GRU core: shapes, counts, initialisation, and resets."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from ppo_lib.model import ENCODER_GAIN, FEATURES, GRUCore, ImpalaBlock, ImpalaEncoder, ResidualBlock, orthogonal_init
+from ppo_lib.model import (
+    ENCODER_GAIN,
+    FEATURES,
+    GRUCore,
+    ImpalaBlock,
+    ImpalaEncoder,
+    ResidualBlock,
+    glorot_init,
+    orthogonal_init,
+)
 
 
 def test_residual_skip_carries_x_not_relu_of_x():
@@ -53,6 +64,22 @@ def test_orthogonal_init_reaches_every_weight():
         for matrix in gates:
             singular = torch.linalg.svdvals(matrix)
             torch.testing.assert_close(singular, torch.full_like(singular, gain), rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_glorots_weights_have_his_variance():
+    torch.manual_seed(0)
+    encoder = ImpalaEncoder()
+    for parameter in encoder.parameters():
+        nn.init.constant_(parameter, 7.0)
+    glorot_init(encoder)
+    for name, parameter in encoder.named_parameters():
+        if "bias" in name:
+            assert (parameter == 0).all(), name
+        else:
+            outputs, inputs, *kernel = parameter.shape
+            variance = 2 / ((inputs + outputs) * math.prod(kernel))
+            assert parameter.var().item() == pytest.approx(variance, rel=0.15), name
+            assert parameter.abs().max().item() <= (3 * variance) ** 0.5, name  # uniform
 
 
 def test_features_start_small():

@@ -29,6 +29,13 @@ def test_step_and_sequence_agree(recurrent):
     torch.testing.assert_close(state, last)
 
 
+def test_the_encoders_first_weights_can_be_glorots():
+    ours, glorot = (ActorCritic(seed=1, encoder_init=name).state_dict() for name in ("orthogonal", "glorot"))
+    for name, weight in ours.items():
+        same = torch.equal(weight, glorot[name])
+        assert same == (not name.startswith("encoder") or "bias" in name), name
+
+
 def test_first_policy_is_almost_uniform():
     policy = ActorCritic(seed=1)
     obs = torch.randint(0, 256, (16, 64, 64, 3), dtype=torch.uint8)
