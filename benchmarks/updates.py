@@ -86,7 +86,8 @@ def page(groups: dict[str, list[Run]], theirs: Published, command: str) -> str:
     lines.append(
         "Single updates, at the end of which the games had been played for so many steps; means over an update's"
     )
-    lines.append(f"minibatches; of several runs their mean, and each in brackets. Made by `{command}`.")
+    lines.append("minibatches; of several runs their mean, and each in brackets. In the figure, means over 9 updates.")
+    lines.append(f"Made by `{command}`.")
     return "\n".join(lines) + "\n"
 
 

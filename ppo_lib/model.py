@@ -17,9 +17,9 @@ from . import kernels
 
 IMPALA_CHANNELS = (16, 32, 32)
 FEATURES = 256  # D: width of the encoder's output and of the GRU's state
-# Adam moves every weight by about its step size, so small first weights learn faster. sqrt(2), the textbook's gain
-# under ReLUs, would double the variance in each of six residual blocks: first values of 10, and a slow start.
-# 1/sqrt(3) gives the weights the size of torch's own initialisation.
+# sqrt(2), the textbook's gain under ReLUs, would double the variance in each of six residual blocks: first values of
+# 10, and a slow start. 1/sqrt(3) gives the weights the size of torch's own initialisation. Glorot's, with which the
+# published runs began, are almost twice as large; what that changes: results/protocol-2m/updates.md.
 ENCODER_GAIN = 3**-0.5
 
 
