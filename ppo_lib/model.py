@@ -119,7 +119,8 @@ class GRUCore(nn.Module):
 def glorot_init(module: nn.Module) -> None:
     """Uniform weights of variance 2 / (fan_in + fan_out) and zero biases in every conv and linear layer below `module`.
 
-    TensorFlow's default, and so what the published runs began with. Source: Glorot and Bengio 2010, equation 16.
+    TensorFlow's default: the encoder of openai/baselines, and so of the published runs, begins with it.
+    Source: Glorot and Bengio 2010, equation 16.
     """
     for layer in module.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
