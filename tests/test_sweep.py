@@ -161,7 +161,7 @@ def test_the_commands_of_the_readme(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     section = (ROOT / "README.md").read_text().partition("## Experiments")[2].partition("\n## ")[0]
     commands = [shlex.split(line)[3:] for line in re.findall(r"^ +(python -m ppo_lib sweep .*)$", section, re.M)]
-    assert len(commands) == 3
+    assert len(commands) == 5
     listed = []
     for command in commands:
         assert main([*command, "--dry-run"]) == 0
@@ -170,8 +170,12 @@ def test_the_commands_of_the_readme(capsys, monkeypatch, tmp_path):
     assert any(line.startswith("levels200-anneal_lr-recurrent-seed3 ") for line in listed[0])
     names = ["levels10-seed0", "levels50-seed0", "levels200-seed0", "unlimited-seed0"]
     assert [line.split()[0] for line in listed[1][:-1]] == names and "new, 1,507,328 steps" in listed[1][0]
-    assert len(listed[2]) == 1 + 8 * 3 and listed[2][7].startswith("unlimited-seed1 ")
-    assert "new, 5,013,504 steps" in listed[2][0] and "24 runs" in listed[2][-1]
+    names = ["levels200-seed0", "levels200-seed1", "levels200-seed2"]
+    assert [line.split()[0] for line in listed[2][:-1]] == names and "new, 1,507,328 steps" in listed[2][0]
+    assert len(listed[3]) == 1 + 8 * 3 and listed[3][7].startswith("unlimited-seed1 ")
+    assert "new, 5,013,504 steps" in listed[3][0] and "24 runs" in listed[3][-1]
+    names = ["levels200-seed1", "levels200-glorot-seed1"]
+    assert [line.split()[0] for line in listed[4][:-1]] == names and "new, 2,015,232 steps" in listed[4][0]
     assert not list(tmp_path.iterdir())
 
 
