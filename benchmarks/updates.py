@@ -1,6 +1,6 @@
 """How far does an update move the policy? A folder's runs on 200 levels beside the three published ones.
 
-    python benchmarks/updates.py results/levels
+    python benchmarks/updates.py results/protocol-2m
 
 writes updates.md and updates.png into the folder, from the runs' metrics.csv and from single updates that the
 published runs logged (results/reference). Each update logs a figure: these are far less noisy than returns.
@@ -9,7 +9,6 @@ published runs logged (results/reference). Each update logs a figure: these are 
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 
@@ -18,8 +17,7 @@ from matplotlib.figure import Figure
 
 from ppo_lib import published
 from ppo_lib.config import UserError
-from ppo_lib.drawing import GREY, STEPS, figure_png, label_axes, legend_above, new_figure, run_color
-from ppo_lib.drawing import running_mean as smooth
+from ppo_lib.drawing import GREY, STEPS, figure_png, label_axes, legend_above, new_figure, run_color, running_mean
 from ppo_lib.experiments import group_experiments
 from ppo_lib.runs import Run, load_runs
 
@@ -28,7 +26,6 @@ FIGURES = {
     "clip_fraction": "share of samples whose ratio is clipped",
     "policy_loss": "policy loss",
 }
-Published = dict[str, dict[int, list[float]]]  # figure -> steps -> the value of each run
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    theirs = read_published(args.folder.resolve().parent / "reference" / published.DIAGNOSTICS)
+    theirs = published.read_diagnostics(args.folder.resolve().parent, FIGURES)
     (args.folder / "updates.md").write_text(page(groups, theirs, f"python benchmarks/updates.py {args.folder}"))
     (args.folder / "updates.png").write_bytes(figure_png(draw(groups, theirs), dpi=130))
     print(f"Written: {args.folder / 'updates.md'}")
@@ -56,23 +53,13 @@ def load_groups(folder: Path) -> dict[str, list[Run]]:
     return group_experiments(alike)
 
 
-def read_published(path: Path) -> Published:
-    """What the published runs logged, see results/reference/README.md."""
-    found: Published = {name: {} for name in FIGURES}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            for name, by_step in found.items():
-                by_step.setdefault(int(row["timesteps"]), []).append(float(row[name]))
-    return found
-
-
 def logged(run: Run, name: str, steps: int) -> float:
     """The figure of the update that ended at a number of steps; nan where the run has none."""
     at = run.metrics["steps"] == steps
     return float(run.metrics[name][at][0]) if at.any() else float("nan")
 
 
-def page(groups: dict[str, list[Run]], theirs: Published, command: str) -> str:
+def page(groups: dict[str, list[Run]], theirs: published.Diagnostics, command: str) -> str:
     """The tables, in Markdown: means over runs, of several runs each in brackets."""
     lines = ["# How far an update moves the policy", "", "![the same over all updates](updates.png)", ""]
     for name, meaning in FIGURES.items():
@@ -98,14 +85,14 @@ def _cell(values: list[float]) -> str:
     return f"{np.mean(values):.4f} ({', '.join(digits)})" if len(values) > 1 else digits[0]
 
 
-def draw(groups: dict[str, list[Run]], theirs: Published) -> Figure:
+def draw(groups: dict[str, list[Run]], theirs: published.Diagnostics) -> Figure:
     """Each figure over the steps: experiments as means over runs and 9 updates, published updates as diamonds."""
     figure, axes = new_figure(1, len(FIGURES), height=3.4)
     figure.set_figwidth(11)
     for axis, (name, meaning) in zip(axes, FIGURES.items(), strict=True):
         for index, (label, group) in enumerate(groups.items()):
             length = min(len(run.metrics["steps"]) for run in group)
-            curves = [smooth(run.metrics[name][:length], 9) for run in group]
+            curves = [running_mean(run.metrics[name][:length], 9) for run in group]
             axis.plot(group[0].metrics["steps"][:length], np.mean(curves, axis=0), color=run_color(index), label=label)
         points = [(step, value) for step, values in theirs[name].items() for value in values]
         axis.plot(*zip(*points, strict=True), "D", ms=4, mfc="none", color=GREY, label="published, single updates")

@@ -27,6 +27,7 @@ COMPARED_NOTE = (
 _MOST_ROWS = 12  # of an experiment
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, mean returns
+Diagnostics = dict[str, dict[int, list[float]]]  # figure -> steps -> the value of each run
 
 
 def curves(runs: Iterable[Run], results: Path) -> Path | None:
@@ -47,6 +48,15 @@ def read_curves(path: str | Path) -> dict[str, list[Curve]]:
     except (OSError, KeyError, ValueError):
         raise UserError(f"{path} is no curve of published runs (split, run, timesteps, mean_episode_return).") from None
     return {split: [tuple(np.array(sorted(p)).T) for p in runs.values()] for split, runs in points.items()}
+
+
+def read_diagnostics(results: Path, figures: Iterable[str]) -> Diagnostics:
+    """What single updates of the published runs logged, of columns of DIAGNOSTICS."""
+    found: Diagnostics = {name: {} for name in figures}
+    for row in _read(results / "reference" / DIAGNOSTICS):
+        for name, by_step in found.items():
+            by_step.setdefault(int(row["timesteps"]), []).append(float(row[name]))
+    return found
 
 
 def returns_at(curves: Sequence[Curve], steps: float) -> list[float]:

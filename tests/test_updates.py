@@ -48,7 +48,7 @@ def test_the_tables_hold_what_both_have_logged(folder):
 
 
 def test_the_figure_names_its_axes(folder):
-    figure = updates.draw(updates.load_groups(folder), updates.read_published(REFERENCE / published.DIAGNOSTICS))
+    figure = updates.draw(updates.load_groups(folder), published.read_diagnostics(REFERENCE.parent, updates.FIGURES))
     assert not unnamed(figure)
 
 
