@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ppo_lib.bench import machine
+from ppo_lib.accel.bench import machine
+from ppo_lib.accel.hardware import configure
 from ppo_lib.config import preset
 from ppo_lib.drawing import figure_png
-from ppo_lib.speed import configure
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "results" / "benchmarks"

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ppo_lib import speed
-from ppo_lib.bench import peak_memory_gb
+from ppo_lib.accel import hardware as speed
+from ppo_lib.accel.bench import peak_memory_gb
 from ppo_lib.config import PPOConfig, preset
 from ppo_lib.envs import make_env
 from ppo_lib.train import Trainer

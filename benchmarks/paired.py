@@ -33,9 +33,9 @@ from ppo_lib.drawing import (
     new_figure,
     run_color,
 )
-from ppo_lib.experiments import first_reached, group_by_settings
 from ppo_lib.runs import MEASURING_FIELDS, SPLITS, Run, load_runs
 from ppo_lib.stats import Estimate, estimate, generalization_gap
+from ppo_lib.study.experiments import first_reached, group_by_settings
 
 FREE = ("seed", "device", *MEASURING_FIELDS)  # in which runs of a group differ
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ppo_lib import published
 from ppo_lib.config import UserError
 from ppo_lib.drawing import GREY, STEPS, figure_png, label_axes, legend_above, new_figure, run_color, running_mean
-from ppo_lib.experiments import group_experiments
 from ppo_lib.runs import Run, load_runs
+from ppo_lib.study import published
+from ppo_lib.study.experiments import group_experiments
 
 FIGURES = {
     "approx_kl": "KL divergence from the policy that acted",

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from .commands import bench, evaluate, report, sweep, train, video
-from .config import FIELD_TYPES, PRESETS, PPOConfig, UserError
-from .files import write_error
+from ppo_lib.commands import bench, evaluate, report, sweep, train, video
+from ppo_lib.config import FIELD_TYPES, PRESETS, PPOConfig, UserError
+from ppo_lib.files import write_error
 
 
 def main(arguments: list[str] | None = None) -> int:

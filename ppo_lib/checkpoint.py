@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .config import PPOConfig, UserError
-from .files import replacing, write_error
-from .policy import ActorCritic
-from .runs import load_run
+from ppo_lib.config import PPOConfig, UserError
+from ppo_lib.files import replacing, write_error
+from ppo_lib.policy import ActorCritic
+from ppo_lib.runs import load_run
 
 FORMAT = 1  # raise when an older reader would misread the file
 CHECKPOINT, PREVIOUS, POLICY = "checkpoint.pt", "checkpoint.previous.pt", "policy.pt"

@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .config import FIELD_TYPES, PPOConfig, UserError, preset
+from ppo_lib.config import FIELD_TYPES, PPOConfig, UserError, preset
 
 if TYPE_CHECKING:
-    from .train import Trainer
+    from ppo_lib.train import Trainer
 
 Options = argparse.Namespace
 
@@ -24,7 +24,7 @@ def train(options: Options) -> int | None:
     """Train a new run, or go on with one."""
     changes = {name: getattr(options, name) for name in FIELD_TYPES if name in options}
     if options.resume:
-        from .runs import read_config
+        from ppo_lib.runs import read_config
 
         if options.run is None or options.preset is not None:
             raise UserError("--resume goes on with a run's own settings: give --run NAME and no --preset.")
@@ -34,8 +34,8 @@ def train(options: Options) -> int | None:
         name = options.preset or "quick"
         config = preset(name, **changes)
         run_dir = options.results / _checked_name(options.run or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    from .distributed import Group
-    from .train import Trainer
+    from ppo_lib.accel.distributed import Group
+    from ppo_lib.train import Trainer
 
     group = Group.join()
     run_dir = group.first(run_dir)  # the clock may have ticked between two processes
@@ -62,8 +62,8 @@ def _train(trainer: Trainer, options: Options) -> bool:
         pass
     finally:
         trainer.close()
-    from .distributed import launcher
-    from .runs import results_flag
+    from ppo_lib.accel.distributed import launcher
+    from ppo_lib.runs import results_flag
 
     group, name, where = trainer.group, options.run or trainer.run_dir.name, results_flag(options.results)
     if group.is_first:
@@ -76,7 +76,7 @@ def _train(trainer: Trainer, options: Options) -> bool:
 
 def sweep(options: Options) -> int:
     """Train a grid of runs: every config flag takes one or several values. The same command goes on after a stop."""
-    from .sweep import describe, plan, sweep
+    from ppo_lib.study.sweep import describe, plan, sweep
 
     values = {name: getattr(options, name) or [True] for name in FIELD_TYPES if name in options}
     runs = plan(options.results / _checked_name(options.sweep), options.preset or "quick", values)
@@ -88,11 +88,11 @@ def sweep(options: Options) -> int:
 
 def evaluate(options: Options) -> None:
     """Play complete episodes on train and on unseen levels; they go into the run's evaluation.csv, at its steps."""
-    from .checkpoint import load_policy
-    from .evaluate import evaluate, write_episodes
-    from .runs import SPLITS, read_evaluation
-    from .speed import configure
-    from .stats import generalization_gap, summarize
+    from ppo_lib.accel.hardware import configure
+    from ppo_lib.checkpoint import load_policy
+    from ppo_lib.evaluate import evaluate, write_episodes
+    from ppo_lib.runs import SPLITS, read_evaluation
+    from ppo_lib.stats import generalization_gap, summarize
 
     run_dir = _find_run(options.run, options.results)
     policy, config, steps = load_policy(run_dir)
@@ -138,14 +138,14 @@ def report(options: Options) -> None:
 
 def bench(options: Options) -> None:
     """Measure steps per second, peak memory and where the time goes on this machine."""
-    from .bench import bench
+    from ppo_lib.accel.bench import bench
 
     changes = {name: getattr(options, name) for name in FIELD_TYPES if name in options}
     bench(preset(options.preset or "paper", **changes), options.output)
 
 
 def _normalised(mean: float, config: PPOConfig) -> str:
-    from .stats import normalized_score
+    from ppo_lib.stats import normalized_score
 
     if config.distribution_mode not in ("easy", "hard"):  # no constants are published for the others
         return ""
@@ -153,9 +153,9 @@ def _normalised(mean: float, config: PPOConfig) -> str:
 
 
 def _write_film(run_dir: Path, options: Options, levels: int) -> None:
-    from .checkpoint import load_policy
-    from .runs import film_path, seen_from_here
-    from .video import film
+    from ppo_lib.checkpoint import load_policy
+    from ppo_lib.runs import film_path, seen_from_here
+    from ppo_lib.video import film
 
     policy, config, _ = load_policy(run_dir)
     path = film(policy, config, film_path(run_dir, options.results), levels=levels)
@@ -163,9 +163,9 @@ def _write_film(run_dir: Path, options: Options, levels: int) -> None:
 
 
 def _write_film_beside(run_dirs: list[Path], options: Options, levels: int) -> None:
-    from .checkpoint import load_policy
-    from .runs import film_path, seen_from_here
-    from .video import film_beside
+    from ppo_lib.checkpoint import load_policy
+    from ppo_lib.runs import film_path, seen_from_here
+    from ppo_lib.video import film_beside
 
     if levels % len(run_dirs):
         raise UserError(f"--levels must be a multiple of the {len(run_dirs)} runs, not {levels}.")
@@ -180,8 +180,8 @@ def _write_film_beside(run_dirs: list[Path], options: Options, levels: int) -> N
 
 
 def _write_report(run_dirs: list[Path], options: Options) -> None:
-    from .report import write_report
-    from .runs import seen_from_here
+    from ppo_lib.runs import seen_from_here
+    from ppo_lib.study.report import write_report
 
     page = write_report(run_dirs, results=options.results)
     print(f"Report: {seen_from_here(page)}")

@@ -19,9 +19,9 @@ from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
-from . import published
-from .runs import Run
-from .stats import RANDOM_RETURN, Estimate
+from ppo_lib.runs import Run
+from ppo_lib.stats import RANDOM_RETURN, Estimate
+from ppo_lib.study import published
 
 SPLIT_COLOR = {"train": "#0072B2", "unseen": "#D55E00"}
 SPLIT_NAME = {"train": "training levels", "unseen": "unseen levels"}

@@ -20,7 +20,7 @@ import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import UserError
+from ppo_lib.config import UserError
 
 _LAST_CRF = 51  # the coarsest that H.264 knows
 

@@ -12,9 +12,9 @@ import gymnasium
 import numpy as np
 
 from ppo_lib.config import LEVEL_LIMIT, PPOConfig, derive_seed
-from ppo_lib.game_options import need
-from ppo_lib.libenv import ProcgenBuild, procgen_build
-from ppo_lib.vector_env import NUM_ACTIONS, ProcgenVectorEnv
+from ppo_lib.procgen.env import NUM_ACTIONS, ProcgenVectorEnv
+from ppo_lib.procgen.library import ProcgenBuild, procgen_build
+from ppo_lib.procgen.options import need
 from ppo_lib.wrappers import EpisodeStatistics
 
 __all__ = ["NUM_ACTIONS", "ProcgenBuild", "ProcgenEnv", "ProcgenVectorEnv", "make_env", "procgen_build", "register"]

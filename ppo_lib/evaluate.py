@@ -16,12 +16,12 @@ from typing import NamedTuple
 import gymnasium as gym
 import torch
 
-from .config import PPOConfig, derive_seed
-from .envs import make_env
-from .files import replacing
-from .policy import ActorCritic, sample_actions, sampling_noise
-from .runs import EVALUATION_COLUMNS
-from .speed import to_device
+from ppo_lib.accel.hardware import to_device
+from ppo_lib.config import PPOConfig, derive_seed
+from ppo_lib.envs import make_env
+from ppo_lib.files import replacing
+from ppo_lib.policy import ActorCritic, sample_actions, sampling_noise
+from ppo_lib.runs import EVALUATION_COLUMNS
 
 MAX_ENVS = 64
 

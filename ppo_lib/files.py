@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from .config import UserError
+from ppo_lib.config import UserError
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from .config import UserError
-from .files import replacing
+from ppo_lib.config import UserError
+from ppo_lib.files import replacing
 
 METRICS = (
     "steps", "seconds", "episodes", "return_mean", "length_mean", "policy_loss", "value_loss", "entropy",

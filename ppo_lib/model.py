@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import kernels
+from ppo_lib.accel import kernels
 
 IMPALA_CHANNELS = (16, 32, 32)
 FEATURES = 256  # D: width of the encoder's output and of the GRU's state

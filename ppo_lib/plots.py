@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from .drawing import (
+from ppo_lib.drawing import (
     GREY,
     RETURN,
     SPLIT_COLOR,
@@ -33,9 +33,9 @@ from .drawing import (
     running_mean,
     whisker,
 )
-from .experiments import group_experiments, group_families, summarize_experiment
-from .runs import SPLITS, Evaluation, Run, Runs, load_runs
-from .stats import RANDOM_RETURN, Estimate, estimate
+from ppo_lib.runs import SPLITS, Evaluation, Run, Runs, load_runs
+from ppo_lib.stats import RANDOM_RETURN, Estimate, estimate
+from ppo_lib.study.experiments import group_experiments, group_families, summarize_experiment
 
 
 def learning_curve(runs: Runs, reference: str | Path | None = None) -> Figure:

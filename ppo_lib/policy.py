@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .model import ENCODER_GAIN, FEATURES, GRUCore, ImpalaEncoder, glorot_init, orthogonal_init
+from ppo_lib.model import ENCODER_GAIN, FEATURES, GRUCore, ImpalaEncoder, glorot_init, orthogonal_init
 
 
 def sampling_noise(n: int, num_actions: int, generator: torch.Generator) -> Tensor:

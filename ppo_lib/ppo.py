@@ -15,12 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .config import PPOConfig, UserError, derive_seed
-from .distributed import ALONE, Group
-from .graphs import Graphed
-from .policy import ActorCritic, sample_actions, sampling_noise
-from .speed import Hardware
-from .storage import Batch, RolloutStorage
+from ppo_lib.accel.distributed import ALONE, Group
+from ppo_lib.accel.graphs import Graphed
+from ppo_lib.accel.hardware import Hardware
+from ppo_lib.config import PPOConfig, UserError, derive_seed
+from ppo_lib.policy import ActorCritic, sample_actions, sampling_noise
+from ppo_lib.storage import Batch, RolloutStorage
 
 DIAGNOSTICS = (
     "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm", "explained_variance",

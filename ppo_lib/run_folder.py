@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TextIO
 
-from .checkpoint import goes_on, load_checkpoint
-from .config import PPOConfig, UserError
-from .distributed import launcher
-from .files import lock, replacing, write_error
-from .logger import Logger, keep_rows
-from .runs import EVALUATION_COLUMNS, fixed_changes
+from ppo_lib.accel.distributed import launcher
+from ppo_lib.checkpoint import goes_on, load_checkpoint
+from ppo_lib.config import PPOConfig, UserError
+from ppo_lib.files import lock, replacing, write_error
+from ppo_lib.logger import Logger, keep_rows
+from ppo_lib.runs import EVALUATION_COLUMNS, fixed_changes
 
 
 class RunFolder:

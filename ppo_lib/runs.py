@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import PPOConfig, UserError
+from ppo_lib.config import PPOConfig, UserError
 
 SPLITS = ("train", "unseen")
 EVALUATION_COLUMNS = ("steps", "split", "level_seed", "return", "length")

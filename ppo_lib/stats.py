@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .config import UserError
+from ppo_lib.config import UserError
 
 Runs = Sequence[NDArray[np.float64]]
 Statistic = Callable[..., NDArray[np.float64]]  # statistic(values [..., n], axis=-1) -> [...]

@@ -17,20 +17,20 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from .checkpoint import save_checkpoint, save_policy
-from .collector import Collector
-from .config import PPOConfig, derive_seed
-from .distributed import ALONE, Group
-from .evaluate import evaluate, write_episodes
-from .files import write_error
-from .logger import NoLogger
-from .policy import ActorCritic
-from .ppo import PPO
-from .run_folder import RunFolder
-from .runs import SPLITS
-from .signals import interruptible
-from .speed import configure
-from .storage import RolloutStorage
+from ppo_lib.accel.distributed import ALONE, Group
+from ppo_lib.accel.hardware import configure
+from ppo_lib.checkpoint import save_checkpoint, save_policy
+from ppo_lib.config import PPOConfig, derive_seed
+from ppo_lib.evaluate import evaluate, write_episodes
+from ppo_lib.files import write_error
+from ppo_lib.logger import NoLogger
+from ppo_lib.policy import ActorCritic
+from ppo_lib.ppo import PPO
+from ppo_lib.rollout import Collector
+from ppo_lib.run_folder import RunFolder
+from ppo_lib.runs import SPLITS
+from ppo_lib.signals import interruptible
+from ppo_lib.storage import RolloutStorage
 
 OWN_GENERATORS = ("action_generator", "batch_generator")  # each process has its own
 

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from .config import PPOConfig, UserError, derive_seed
-from .encode import write_video
-from .envs import make_env
-from .panel import View, action_labels, draw_sheet, draw_tile
-from .speed import to_device
+from ppo_lib.accel.hardware import to_device
+from ppo_lib.config import PPOConfig, UserError, derive_seed
+from ppo_lib.encode import write_video
+from ppo_lib.envs import make_env
+from ppo_lib.video_panel import View, action_labels, draw_sheet, draw_tile
 
 FPS = 15  # game steps a second, Procgen's own speed
 Shot = tuple[str, int | None]  # split, and one level's seed or None for levels drawn from the split

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from ppo_lib import drawing, plots
 from ppo_lib.config import UserError
-from ppo_lib.experiments import summarize_run
 from ppo_lib.runs import load_run
+from ppo_lib.study.experiments import summarize_run
 
 REFERENCE = Path(__file__).parents[1] / "results" / "reference" / "starpilot_easy200_openai_ppo.csv"
 

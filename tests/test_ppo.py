@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from ppo_lib.accel.hardware import Hardware
 from ppo_lib.config import PPOConfig
 from ppo_lib.policy import ActorCritic
 from ppo_lib.ppo import (
@@ -17,7 +18,6 @@ from ppo_lib.ppo import (
     normalize_advantage,
     ppo_loss,
 )  # fmt: skip
-from ppo_lib.speed import Hardware
 from ppo_lib.storage import Batch, RolloutStorage
 
 OBS = (8, 8, 3)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from fake_runs import make_run
 
-from ppo_lib import experiments, runs
+from ppo_lib import runs
 from ppo_lib.config import UserError
+from ppo_lib.study import experiments
 
 HEAD = "steps,split,level_seed,return,length\n"
 

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ppo_lib import encode, panel, video
+from ppo_lib import encode, video
+from ppo_lib import video_panel as panel
 from ppo_lib.config import PPOConfig, UserError
 from ppo_lib.envs import make_env
 

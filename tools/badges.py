@@ -28,7 +28,7 @@ if REPOSITORY and not root.exists():
     !git clone -q --depth=1 https://github.com/{REPOSITORY} "{root}"
 assert root.exists(), f"Copy the project to {root}, or mount a Drive that has it, and run this cell again."
 sys.path.insert(0, str(root))
-project = importlib.import_module("ppo_lib.colab").setup()"""
+project = importlib.import_module("ppo_lib.course.colab").setup()"""
 
 
 def main(arguments: list[str]) -> int:

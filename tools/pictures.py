@@ -21,8 +21,8 @@ from PIL import Image, ImageDraw
 import notebooks
 from ppo_lib.checkpoint import load_policy
 from ppo_lib.drawing import SPLIT_COLOR, SPLIT_NAME, light_png
-from ppo_lib.panel import font
 from ppo_lib.video import FPS, moments_of
+from ppo_lib.video_panel import font
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks" / "pictures"

@@ -1,0 +1,257 @@
+"""The notebooks' ground: set-up in and out of Colab, Drive, budgets, checks, badges, and the bootstrap cell."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import badges
+import pytest
+import torch
+
+from ppo_lib.config import UserError
+from ppo_lib.course import colab
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def in_colab(monkeypatch, tmp_path):
+    """As in a Colab kernel: google.colab (the stand-in) is loaded; Drive would be mounted below tmp_path."""
+    for name in [n for n in sys.modules if n.split(".")[0] == "google"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "colab_stand_in"))
+    importlib.import_module("google.colab")
+    monkeypatch.setattr(colab, "DRIVE", tmp_path / "drive")
+    yield tmp_path / "drive"
+    for name in [n for n in sys.modules if n.split(".")[0] == "google"]:
+        del sys.modules[name]
+
+
+def test_setup_tells_what_there_is(capsys, monkeypatch):
+    """Python, torch, GPU and game, and the project's folders."""
+    monkeypatch.delenv("PPO_SMOKE", raising=False)
+    project = colab.setup()
+    said = capsys.readouterr().out
+    assert project.root == ROOT and project.results == ROOT / "results" and project.videos == ROOT / "videos"
+    assert project.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for word in ("Python", f"torch    {torch.__version__}", "GPU", "procgen"):
+        assert word in said
+    assert "PPO_SMOKE" not in said and "Colab" not in said
+
+
+def test_missing_package_is_named_with_the_remedy(monkeypatch):
+    """A kernel of another environment is told which one to choose."""
+    monkeypatch.setattr(colab, "NEEDED", ("numpy", "no_such_package"))
+    with pytest.raises(ModuleNotFoundError, match=r"lacks no_such_package: run `make lab`"):
+        colab.setup()
+
+
+def test_missing_game_is_named(monkeypatch):
+    """Without the game, set-up says which package to install."""
+    from ppo_lib import envs
+
+    def missing():
+        raise UserError("run `pip install --no-deps procgen-gym`")
+
+    monkeypatch.setattr(envs, "procgen_build", missing)
+    with pytest.raises(UserError, match="pip install"):
+        colab.setup()
+
+
+def test_colab_without_gpu_says_how_to_get_one(in_colab, capsys, monkeypatch):
+    """The remedy is the menu's own words."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(colab, "_complete", lambda root: None)
+    colab.setup()
+    said = capsys.readouterr().out
+    assert "in Colab" in said and "Runtime > Change runtime type > T4 GPU" in said
+
+
+def test_gpu_that_torch_cannot_use(monkeypatch):
+    """A driver without a fitting torch is another problem than no GPU."""
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    assert "none that this torch can use" in colab._gpu(torch.device("cpu"))
+
+
+def test_colab_installs_the_game_once(in_colab, monkeypatch):
+    """Only if it is missing, through the set-up script that keeps torch, numpy and ipywidgets."""
+    calls = []
+    found = {"procgen": None, "procgen_gym": None}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found.get(name))
+    done = subprocess.CompletedProcess([], 0, "", "")
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: calls.append(command) or done)
+    colab._complete(ROOT)
+    assert calls == [[sys.executable, str(ROOT / "tools" / "setup_env.py"), "--here"]]
+    found["procgen_gym"] = "there"
+    colab._complete(ROOT)
+    assert len(calls) == 1
+    found.clear()
+    done.returncode, done.stderr = 2, "no network"
+    with pytest.raises(RuntimeError, match="no network"):
+        colab._complete(ROOT)
+
+
+def test_drive_keeps_runs(in_colab, capsys):
+    """Mounted on request, twice without harm; the folder is made."""
+    results = colab.use_drive()
+    assert results == in_colab / "MyDrive" / "DeepLearningPPO" / "results" and results.is_dir()
+    (results / "run").mkdir()
+    assert colab.use_drive() == results and (results / "run").is_dir()
+    assert colab.use_drive("other").parent.name == "other"
+    assert "already mounted" in capsys.readouterr().out
+
+
+def test_drive_refused(in_colab, monkeypatch):
+    """Saying no to Google's question is answered in a sentence."""
+    monkeypatch.setenv("STAND_IN_DRIVE", "refuse")
+    with pytest.raises(UserError, match="run this cell again and allow it"):
+        colab.use_drive()
+
+
+def test_no_drive_outside_colab(capsys):
+    """The same cell works on a laptop."""
+    assert colab.use_drive() == ROOT / "results"
+    assert "Not in Colab" in capsys.readouterr().out
+
+
+def test_budget(monkeypatch):
+    """PPO_SMOKE=1 takes the small one."""
+    monkeypatch.delenv("PPO_SMOKE", raising=False)
+    assert colab.budget(full=200_000, smoke=2_048) == 200_000
+    monkeypatch.setenv("PPO_SMOKE", "1")
+    assert colab.budget(full=200_000, smoke=2_048) == 2_048
+
+
+def test_check(capsys):
+    """A tick, or the claim and the hint."""
+    colab.check(torch.tensor(True), "both are equal")
+    assert "✓" in (said := capsys.readouterr().out) and "both are equal" in said
+    with pytest.raises(AssertionError, match=r"isn't: both are equal\. Look at done"):
+        colab.check(False, "both are equal", "Look at done.")
+
+
+# --- badges -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project with one notebook whose badge and bootstrap cell are placeholders."""
+    (tmp_path / "pyproject.toml").write_text('[tool.ppo_lib]\nrepository = ""\n')
+    (tmp_path / "README.md").write_text(
+        "[One](notebooks/01_one.ipynb) [![Open in Colab](x)](y)\nno notebook [![Open in Colab](x)](y)\n"
+    )
+    (tmp_path / "notebooks").mkdir()
+    cells = [
+        {"cell_type": "markdown", "id": "a", "metadata": {}, "source": ["# One\n", "[![Open in Colab](x)](y)"]},
+        {"cell_type": "code", "id": "b", "metadata": {"tags": ["bootstrap"]}, "source": ["pass"], "outputs": [],
+         "execution_count": None},
+    ]  # fmt: skip
+    (tmp_path / "notebooks" / "01_one.ipynb").write_text(
+        json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+    )
+    monkeypatch.setattr(badges, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_badges_write_the_address_everywhere(project, capsys):
+    """pyproject, badge, bootstrap cell and README; a second time changes nothing."""
+    assert badges.main(["owner/name"]) == 0
+    page = "https://colab.research.google.com/github/owner/name/blob/main/notebooks/01_one.ipynb"
+    cells = json.loads((project / "notebooks" / "01_one.ipynb").read_text())["cells"]
+    assert badges.repository() == "owner/name"
+    assert page in "".join(cells[0]["source"]) and "".join(cells[1]["source"]) == badges.bootstrap("owner/name")
+    readme = (project / "README.md").read_text()
+    assert page in readme and "no notebook [![Open in Colab](x)](y)" in readme
+    capsys.readouterr()
+    assert badges.main([]) == 0 and "owner/name. Rewritten: nothing" in capsys.readouterr().out
+    assert badges.main(["other/name"]) == 0 and badges.repository() == "other/name"
+
+
+def test_badges_without_an_address(project, capsys):
+    """The badge then opens Colab's own page for GitHub, and the bootstrap cell has none."""
+    assert badges.main([]) == 0
+    assert "not set" in capsys.readouterr().out and badges.repository() == ""
+    first = json.loads((project / "notebooks" / "01_one.ipynb").read_text())["cells"][0]
+    assert "(https://colab.research.google.com/github/)" in "".join(first["source"])
+
+
+@pytest.mark.parametrize(
+    "url", ["https://github.com/owner/na.me.git", "git@github.com:owner/na.me.git", "https://github.com/owner/na.me"]
+)
+def test_badges_take_the_origin_remote(project, url):
+    """The address of a clone is known."""
+    subprocess.run(["git", "init", "-q", str(project)], check=True)
+    subprocess.run(["git", "-C", str(project), "remote", "add", "origin", url], check=True)
+    assert badges.main([]) == 0 and badges.repository() == "owner/na.me"
+
+
+def test_badges_refuse_what_is_no_address(project, capsys):
+    """A whole URL, say."""
+    assert badges.main(["https://github.com/owner/name"]) == 2
+    assert "must be owner/name" in capsys.readouterr().err and badges.repository() == ""
+
+
+# --- the bootstrap cell ---------------------------------------------------------------------------------------------
+
+
+def bootstrap(folder: Path, address: str = "", home: str = "") -> subprocess.CompletedProcess:
+    """Run the bootstrap cell in IPython, in `folder`, as Colab and Jupyter do."""
+    code = badges.bootstrap(address).replace(
+        'project = importlib.import_module("ppo_lib.course.colab").setup()', "print(root)"
+    )
+    runner = (
+        "from IPython.core.interactiveshell import InteractiveShell as S; import sys; s = S.instance();"
+        "r = s.run_cell(sys.argv[1]); sys.exit(0 if r.success else 1)"
+    )
+    config = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.{home}.insteadOf", "GIT_TERMINAL_PROMPT": "0",
+              "GIT_CONFIG_VALUE_0": "https://github.com/owner/name", "IPYTHONDIR": str(folder / ".python")}  # fmt: skip
+    env = {**os.environ, **config}
+    return subprocess.run([sys.executable, "-c", runner, code], cwd=folder, capture_output=True, text=True, env=env)
+
+
+def test_bootstrap_is_short():
+    """At most ten lines, and nothing but the standard library before the project is there."""
+    assert len(badges.bootstrap("owner/name").splitlines()) <= 10
+
+
+def test_bootstrap_finds_a_copy(tmp_path):
+    """In a folder above, as in a clone; or below, as after an upload."""
+    for folder in (tmp_path / "clone" / "ppo_lib", tmp_path / "clone" / "notebooks"):
+        folder.mkdir(parents=True)
+    assert f"{tmp_path / 'clone'}\n" in bootstrap(tmp_path / "clone" / "notebooks").stdout
+    (tmp_path / "upload" / "DeepLearningPPO" / "ppo_lib").mkdir(parents=True)
+    assert f"{tmp_path / 'upload' / 'DeepLearningPPO'}\n" in bootstrap(tmp_path / "upload").stdout
+
+
+def test_bootstrap_without_copy_or_address_says_what_to_do(tmp_path):
+    """One sentence."""
+    done = bootstrap(tmp_path)
+    assert done.returncode == 1
+    assert f"Copy the project to {tmp_path / 'DeepLearningPPO'}, or mount a Drive" in done.stdout
+
+
+def test_bootstrap_clones(tmp_path):
+    """From the address; run again, it finds the clone."""
+    home = tmp_path / "home"
+    (home / "ppo_lib").mkdir(parents=True)
+    (home / "ppo_lib" / "__init__.py").touch()
+    git = ["git", "-C", str(home), "-c", "user.name=x", "-c", "user.email=x@x"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *arguments], check=True)
+    (tmp_path / "content").mkdir()
+    for _ in range(2):
+        done = bootstrap(tmp_path / "content", "owner/name", f"file://{home}")
+        assert f"{tmp_path / 'content' / 'DeepLearningPPO'}\n" in done.stdout, done
+    assert (tmp_path / "content" / "DeepLearningPPO" / "ppo_lib" / "__init__.py").is_file()
+
+
+def test_bootstrap_with_a_wrong_address(tmp_path):
+    """Git's own words, and what to do."""
+    done = bootstrap(tmp_path, "owner/name", f"file://{tmp_path / 'nothing'}")
+    assert done.returncode == 1 and "Copy the project to" in done.stdout

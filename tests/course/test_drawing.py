@@ -1,0 +1,102 @@
+"""The notebooks' drawings: they show what they are given, and every axis with numbers has a name."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from figure_audit import unnamed
+
+from ppo_lib.course import drawing as sketches
+
+
+def drawn(figure):
+    """The figure, after it was really drawn."""
+    figure.savefig(io.BytesIO(), format="png")
+    return figure
+
+
+@pytest.fixture
+def done():
+    """[6, 3]: two episodes end."""
+    ends = np.zeros((6, 3), bool)
+    ends[2, 1] = ends[4, 0] = True
+    return ends
+
+
+def test_strip_shows_every_image_under_its_title():
+    """Seven images in rows of four: the eighth place stays empty."""
+    images = np.arange(7 * 4 * 4 * 3, dtype=np.uint8).reshape(7, 4, 4, 3)
+    figure = drawn(sketches.strip(images, [f"image {i}" for i in range(7)], columns=4, caption="seven images"))
+    axes = figure.axes
+    assert len(axes) == 8 and not axes[7].axison
+    for i in range(7):
+        assert axes[i].get_title() == f"image {i}"
+        np.testing.assert_array_equal(axes[i].images[0].get_array(), images[i])
+    assert figure.get_supxlabel() == "seven images"
+    assert unnamed(figure) == []
+
+
+def test_strip_frames_carry_the_colors():
+    """A colour for each image's frame and title."""
+    figure = sketches.strip(np.zeros((2, 4, 4), np.uint8), ["a", "b"], colors=["#0072B2", "#D55E00"])
+    assert [axis.title.get_color() for axis in figure.axes] == ["#0072B2", "#D55E00"]
+
+
+def test_rollout_runs_to_the_right_with_a_bar_at_each_end(done):
+    """[T, N] is drawn N rows high and T columns wide."""
+    values = np.arange(18.0).reshape(6, 3)
+    figure, [axis] = sketches.canvas()
+    sketches.rollout(axis, values, done, name="value (score)")
+    drawn(figure)
+    np.testing.assert_array_equal(axis.images[0].get_array(), values.T)
+    bars = {(line.get_xdata()[0], line.get_ydata()[0] + 0.5) for line in axis.lines}
+    assert bars == {(2.5, 1), (4.5, 0)}
+    assert (axis.get_xlabel(), axis.get_ylabel()) == (sketches.TIME, sketches.ENVIRONMENT)
+    assert figure.axes[1].get_ylabel() == "value (score)"
+    assert unnamed(figure) == []
+
+
+def test_centered_colours_are_symmetric():
+    """The middle colour is 0."""
+    figure, [axis] = sketches.canvas()
+    sketches.rollout(axis, [[-1.0, 3.0]], centered=True, bar=False, name="error")
+    assert axis.images[0].get_clim() == (-3, 3) and axis.get_title() == "error"
+    assert unnamed(drawn(figure)) == []
+
+
+def test_groups_and_matrix_name_their_axes(done):
+    """Both are pictures of arrays as they are."""
+    figure, axes = sketches.canvas(1, 2)
+    sketches.groups(axes[0], np.arange(18).reshape(6, 3) % 4, done, name="minibatch")
+    sketches.matrix(axes[1], np.eye(3), "input", "output", "weights")
+    drawn(figure)
+    assert axes[0].images[0].get_array().shape == (3, 6)
+    np.testing.assert_array_equal(axes[1].images[0].get_array(), np.eye(3))
+    assert unnamed(figure) == []
+
+
+def test_finish_and_note_write_words():
+    """Names of the axes, a legend where asked for, a text at a point."""
+    figure, [axis] = sketches.canvas()
+    axis.plot([1, 10], label="line")
+    sketches.finish(axis, "time (s)", "score", title="a title", legend=True, yscale="log")
+    sketches.note(axis, "here", 1, 10, up=3)
+    assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_title()) == ("time (s)", "score", "a title")
+    assert axis.get_yscale() == "log" and axis.texts[0].get_text() == "here"
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["line"]
+    assert unnamed(drawn(figure)) == []
+
+
+def test_table_writes_markdown():
+    """Numbers to the right, words to the left, thousands with separators."""
+    text = sketches.table(
+        ["part", "parameters", "share"], [["GRU", 394752, 0.386628], ["heads", np.int64(4112), 0.004]]
+    ).data
+    assert text.splitlines() == [
+        "| part | parameters | share |",
+        "| :--- | ---: | ---: |",
+        "| GRU | 394,752 | 0.3866 |",
+        "| heads | 4,112 | 0.004 |",
+    ]

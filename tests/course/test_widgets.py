@@ -1,0 +1,392 @@
+"""The notebooks' widgets, driven as a student would: values, clicks, and trainings in the background."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import ipywidgets as w
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+
+from ppo_lib.config import FIELD_TYPES, PPOConfig, UserError, preset
+from ppo_lib.course import live_curve, widget_parts, widgets
+from ppo_lib.course import panel as training_panel
+from ppo_lib.course.widgets import TrainingPanel
+from ppo_lib.ppo import Coefficients, ppo_loss
+from ppo_lib.runs import load_run, read_metrics
+from ppo_lib.storage import Batch
+from ppo_lib.train import Trainer
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 300  # seconds; a busy machine is no failure
+
+
+def wait_until(condition, seconds: float = PATIENCE) -> None:
+    """Poll until something holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.02)
+
+
+def pixels(png: bytes) -> np.ndarray:
+    """The picture as an array, which also shows that it is one."""
+    return imread(io.BytesIO(png))
+
+
+# --- explorers ----------------------------------------------------------------------------------------------------
+
+
+def test_gallery_shows_other_levels_when_the_slider_moves():
+    """First level and time both change the picture; the slider ends where a full row of training levels ends."""
+    gallery = widgets.level_gallery(preset("quick"), columns=3)
+    first, step = gallery.children
+    assert (first.min, first.max) == (0, 47) and "seed" in first.description and "steps" in step.description
+    shown = [gallery.picture.png]
+    first.value = 10
+    shown.append(gallery.picture.png)
+    step.value = 60
+    shown.append(gallery.picture.png)
+    assert len({pixels(png).tobytes() for png in shown}) == 3
+
+
+def test_gallery_needs_enough_levels():
+    """A row wider than the training levels is refused; unlimited training levels are fine."""
+    with pytest.raises(UserError, match="as many training levels, not 2"):
+        widgets.level_gallery(preset("quick", num_levels=2))
+    assert widgets.level_gallery(preset("quick", num_levels=0), columns=2, seeds=range(5, 9)).children[0].min == 5
+
+
+def test_gae_explorer_draws_gae():
+    """Gamma and lambda redraw the picture; lists, arrays and tensors are taken; wrong lengths are refused."""
+    reward, value, done = [0.0, 1.0, 0.0, 1.0], np.full(4, 0.5), torch.tensor([False, True, False, False])
+    explorer = widgets.gae_explorer(reward, value, done, 0.5)
+    gamma, lam = explorer.children
+    before = explorer.picture.png
+    gamma.value = 0.9
+    middle = explorer.picture.png
+    lam.value = 0.0
+    assert len({before, middle, explorer.picture.png}) == 3
+    with pytest.raises(UserError, match="one entry a step"):
+        widgets.gae_explorer(reward, value[:2], done)
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_clip_explorer_draws_the_loss(advantage):
+    """What is drawn is minus the policy loss of ppo_loss, ratio by ratio."""
+    ratio = np.linspace(0.05, 1.9, 7)
+    drawn = widgets.clipped_objective(ratio, advantage, 0.3)
+    for r, objective in zip(ratio, drawn, strict=True):
+        one, logits = torch.ones(1), torch.tensor([[0.3, -0.2]])
+        log_prob = logits.log_softmax(-1)[0, :1]
+        batch = Batch(obs=one, action=torch.zeros(1, dtype=torch.int64), log_prob=log_prob - np.log(r), value=one,
+                      advantage=one * advantage, return_=one, reset=one, state=one)  # fmt: skip
+        _, diagnostics = ppo_loss(logits, one, batch, Coefficients(clip_range=0.3))
+        assert objective == pytest.approx(-diagnostics["policy_loss"].item(), abs=1e-5)
+    explorer = widgets.clip_explorer()
+    before = explorer.picture.png
+    explorer.children[0].value = 0.4
+    assert explorer.picture.png != before
+
+
+def test_saved_notebooks_show_words_in_place_of_widgets():
+    """The text output of a widget is a sentence, not a tree of objects."""
+    assert repr(widgets.clip_explorer()) == "[A slider for epsilon: run this cell to use them]"
+
+
+def test_pictures_are_replaced_through_the_display_handle():
+    """A picture that is shown is updated in place."""
+    updates = []
+    picture = widget_parts.Picture()
+    picture._handle = type("Handle", (), {"update": lambda self, image: updates.append(image.data)})()
+    picture.draw(live_curve.live_curve(Path("nowhere")))
+    picture.refresh()
+    assert updates == [picture.png] * 2 and picture.png.startswith(b"\x89PNG")
+
+
+def test_every_field_has_a_name_with_its_unit_and_an_entry():
+    """Any config field can be in the form."""
+    config = PPOConfig()
+    for name in FIELD_TYPES:
+        made = widget_parts.entry(name, getattr(config, name))
+        assert made.value == getattr(config, name) and made.description
+    assert isinstance(widget_parts.entry("env_name", "maze"), w.Dropdown)
+
+
+def test_sliders_hold_any_valid_value():
+    """A value outside the usual range widens the slider; it is never changed."""
+    for name, value in [("learning_rate", 0.5), ("learning_rate", 1e-8), ("clip_range", 0.9), ("entropy_coef", 2.0)]:
+        assert widget_parts.live_slider(name, value).value == value
+
+
+# --- the training panel -------------------------------------------------------------------------------------------
+
+
+class OneThread(Trainer):
+    """A trainer whose thread computes alone, as conftest asks of the main thread."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        torch.set_num_threads(1)
+
+
+@pytest.fixture
+def panel(tiny, tmp_path, monkeypatch):
+    """Make panels on tiny runs of the real game; whatever still trains at the end is stopped."""
+    monkeypatch.setattr(training_panel, "Trainer", OneThread)
+    yield lambda name="run", **changes: TrainingPanel(
+        tmp_path / name, tiny(**{"total_steps": 100_000, **changes}), ("num_levels", "num_minibatches", "gamma")
+    )
+    training_panel.stop_all()
+
+
+def test_panel_trains_to_the_end(panel):
+    """Start, curve, metrics, policy; the buttons follow."""
+    made = panel(total_steps=192, eval_interval=128, eval_episodes=2)
+    made.show()
+    empty = made.picture.png
+    assert made.pause_button.disabled and made.stop_button.disabled and not made.start_button.disabled
+    made.start_button.click()
+    made.wait(PATIENCE)
+    assert not made.running and not made.failure
+    assert read_metrics(made.run_dir)["steps"][-1] == 192
+    assert load_run(made.run_dir).evaluation.checkpoints == [128, 192]
+    assert (made.run_dir / "policy.pt").exists() and made.picture.png != empty
+    assert not made.start_button.disabled and made.stop_button.disabled
+
+
+def test_pause_steer_stop_and_go_on(panel):
+    """Paused: no step is taken. Sliders act on the trainer and are logged and marked. Stop saves; start goes on."""
+    made = panel()
+    made.start_button.click()
+    wait_until(lambda: made.trainer is not None and made.trainer.steps >= 128)
+    made.pause_button.click()
+    assert made.pause_button.description == "Resume" and "Paused" in _settle(made).status.value
+    steps = made.trainer.steps
+    time.sleep(0.5)
+    assert made.trainer.steps - steps <= 64  # at most the update that was nearly done
+    curve = made.picture.png
+    made.sliders["learning_rate"].value = 1e-4
+    made.set(clip_range=0.1, entropy_coef=0.03)
+    assert made.trainer.ppo.learning_rate == 1e-4
+    assert (made.trainer.ppo.coefficients.clip_range, made.trainer.ppo.coefficients.entropy_coef) == (0.1, 0.03)
+    assert made.picture.png != curve
+    made.pause_button.click()
+    goal = made.trainer.steps + 192
+    wait_until(lambda: made.trainer.steps >= goal)
+    made.stop_button.click()
+    made.wait(PATIENCE)
+    assert not made.running and made.start_button.description == "Go on"
+
+    run = load_run(made.run_dir)
+    for name, value in [("learning_rate", 1e-4), ("clip_range", 0.1), ("entropy_coef", 0.03)]:
+        assert run.metrics[name][-1] == value
+    figure = live_curve.live_curve(made.run_dir)
+    marked = [text for _, text in live_curve.mark_changes(figure.axes[0], run, {})]
+    assert {"lr 0.0005 → 0.0001", "clip 0.2 → 0.1", "entropy 0.01 → 0.03"} <= set(marked)
+
+    before = run.steps
+    again = panel()  # the same cell, run again or after a disconnect
+    again.run_for(1).wait(PATIENCE)
+    assert load_run(again.run_dir).steps == before + 64
+    assert read_metrics(again.run_dir)["learning_rate"][-1] == 1e-4
+    assert again.sliders["learning_rate"].value == pytest.approx(1e-4)
+
+
+def _settle(made: TrainingPanel) -> TrainingPanel:
+    made._show_state()
+    return made
+
+
+def test_set_before_the_games_are_ready(panel):
+    """What was asked for is done as soon as there is a trainer."""
+    made = panel()
+    made.run_for(1)
+    made.set(learning_rate=1e-4)
+    made.wait(PATIENCE)
+    assert not made.failure and read_metrics(made.run_dir)["learning_rate"].tolist() == [1e-4]
+
+
+@pytest.mark.parametrize("values", [{"learning_rate": 0}, {"clip_range": -1}, {"entropy_coef": math.nan}, {"gama": 1}])
+def test_set_refuses_what_no_config_may_have(panel, values):
+    made = panel()
+    before = {name: slider.value for name, slider in made.sliders.items()}
+    with pytest.raises(UserError):
+        made.set(**values)
+    assert {name: slider.value for name, slider in made.sliders.items()} == before
+
+
+def test_run_for(panel):
+    """So many updates, then saved and stopped."""
+    made = panel()
+    made.run_for(3).wait(PATIENCE)
+    assert not made.running and read_metrics(made.run_dir)["steps"].tolist() == [64, 128, 192]
+    assert (made.run_dir / "checkpoint.pt").exists()
+
+
+def trainers() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if hasattr(t, "panel")]
+
+
+def test_never_two_trainers(panel):
+    """A double start does nothing; a new panel, of this or another run, stops the older one first."""
+    first = panel()
+    first.start()
+    first.start()
+    assert len(trainers()) == 1
+    wait_until(lambda: first.trainer is not None)
+    again = panel()
+    assert not first.running and not trainers()
+    again.start()
+    other = panel("other")
+    assert not again.running
+    again.start()
+    wait_until(lambda: again.trainer is not None)
+    other.start()
+    wait_until(lambda: other.trainer is not None)
+    assert [t.panel for t in trainers()] == [other]
+
+
+def test_stop_before_the_first_update(panel):
+    """Stopped while the games are being prepared: saved, and goes on from there."""
+    made = panel()
+    made.start()
+    made.stop()
+    made.wait(PATIENCE)
+    assert not made.running and not made.failure
+    made.run_for(1).wait(PATIENCE)
+    assert read_metrics(made.run_dir)["steps"].tolist() == [64]
+
+
+def test_bad_value_is_explained(panel):
+    """In words, below the form; start is disabled until it is mended."""
+    made = panel()
+    made.form["num_minibatches"].value = 7
+    assert "num_minibatches 7 doesn&#x27;t divide" in made.message.value and 'role="alert"' in made.message.value
+    assert made.start_button.disabled
+    made.start()
+    assert not made.running
+    made.form["num_minibatches"].value = 4
+    assert made.message.value == "" and not made.start_button.disabled
+    made.form["gamma"].value = 1.5
+    assert "gamma must be between 0 and 1" in made.message.value
+    made.form["gamma"].value = 0.99
+    made.name.value = "../elsewhere"
+    assert "it becomes a folder" in made.message.value
+
+
+def test_a_run_with_other_settings_is_kept(panel):
+    """The panel says what differs, and offers another name."""
+    made = panel()
+    made.run_for(1).wait(PATIENCE)
+    made.form["num_levels"].value = 10
+    assert "num_levels was 50" in made.message.value and made.start_button.disabled
+    made.name.value = "other"
+    assert not made.message.value and made.start_button.description == "Start"
+    made.run_for(1).wait(PATIENCE)
+    assert load_run(made.run_dir).config.num_levels == 10
+
+
+def test_a_committed_run_is_kept(panel, tmp_path):
+    """A run whose policy is there but whose checkpoint isn't can't go on, and must not be overwritten."""
+    made = panel()
+    made.run_for(1).wait(PATIENCE)
+    for file in made.run_dir.glob("checkpoint*"):
+        file.unlink()
+    metrics = (made.run_dir / "metrics.csv").read_text()
+    again = panel()
+    assert "no checkpoint to go on from" in again.message.value
+    again.start()
+    assert not again.running and (made.run_dir / "metrics.csv").read_text() == metrics
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_afresh(panel, tiny):
+    """Nothing is there to go on from, and nothing to lose."""
+    made = panel()
+    made.run_dir.mkdir()
+    (made.run_dir / "config.json").write_text(tiny(total_steps=100_000).to_json())
+    made.run_for(1).wait(PATIENCE)
+    assert not made.failure and read_metrics(made.run_dir)["steps"].tolist() == [64]
+
+
+def test_failure_is_shown(panel, monkeypatch, capsys):
+    """What goes wrong in the thread is said in the panel and by wait, and start works again."""
+
+    def fail(self):
+        raise RuntimeError("the network is down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "update", fail)
+        made = panel()
+        made.start()
+        made.wait(PATIENCE)
+    assert "RuntimeError: the network is down" in made.message.value
+    assert "the network is down" in capsys.readouterr().out and not made.start_button.disabled
+    made.run_for(1).wait(PATIENCE)
+    assert not made.failure
+
+
+def test_interrupt_stops_and_saves(panel, monkeypatch):
+    """The stop button of the notebook, while a cell waits."""
+    made = panel()
+    made.start()
+    wait_until(lambda: made.trainer is not None and made.trainer.steps >= 64)
+    join, calls = threading.Thread.join, []
+
+    def interrupted(self, timeout=None):
+        if not calls:
+            calls.append(self)
+            raise KeyboardInterrupt
+        join(self, timeout)
+
+    monkeypatch.setattr(threading.Thread, "join", interrupted)
+    made.wait()
+    assert not made.running and (made.run_dir / "checkpoint.pt").exists()
+
+
+def test_a_kernel_that_ends_saves_first(tiny, tmp_path):
+    """A restart of the kernel, or the end of Python: the run can go on."""
+    (tmp_path / "config.json").write_text(tiny(total_steps=100_000).to_json())
+    code = (
+        "import pathlib, sys, time\n"
+        "from ppo_lib.config import PPOConfig\n"
+        "from ppo_lib.course.widgets import TrainingPanel\n"
+        "folder = pathlib.Path(sys.argv[1]); config = PPOConfig.from_json((folder / 'config.json').read_text())\n"
+        "panel = TrainingPanel(folder / 'run', config); panel.start()\n"
+        "while panel.trainer is None or panel.trainer.steps < 64: time.sleep(0.02)\n"
+        "panel.trainer.pause()\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=PATIENCE, cwd=ROOT)
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_annealed_learning_rate_has_no_slider(panel):
+    """The schedule would overwrite it; nor are its changes marked."""
+    made = panel(anneal_lr=True)
+    made.start()
+    wait_until(lambda: made.trainer is not None and made.trainer.steps >= 128)
+    assert _settle(made).sliders["learning_rate"].disabled and not made.sliders["clip_range"].disabled
+    made.stop()
+    made.wait(PATIENCE)
+    run = load_run(made.run_dir)
+    assert live_curve.mark_changes(live_curve.live_curve(made.run_dir).axes[0], run, {}) == []
+
+
+def test_status_names_units(panel):
+    """Steps, episodes, speed and time left."""
+    made = panel()
+    made.start()
+    wait_until(lambda: made.trainer is not None and made.trainer.steps >= 640)
+    text = re.sub("<[^>]*>", "", _settle(made).status.value)
+    assert re.match(r"Training: [\d,]+ of 100,032 steps, \d+ episodes", text), text
+    assert "steps/s" in text and re.search(r"\d (min|h) left", text)
+    assert 0 < made.progress.value < 1

@@ -1,0 +1,268 @@
+"""The notebooks: their form as committed, and that each runs from top to bottom.
+
+The run is in smoke mode, in a copy of the project, two notebooks at a time; together they may take six minutes.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import unquote
+
+import badges
+import nbformat
+import numpy as np
+import pictures
+import pytest
+from figure_audit import unnamed
+from matplotlib.figure import Figure
+from PIL import Image
+
+import notebooks as tool
+from ppo_lib.drawing import new_figure, run_color
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = (
+    "01_environment_and_wrappers",
+    "02_impala_model",
+    "03_storage_and_gae",
+    "04_ppo",
+    "05_training",
+    "06_generalization",
+)
+PATHS = [ROOT / "notebooks" / f"{name}.ipynb" for name in NAMES]
+TIME_LIMIT = 360  # seconds for all six
+
+
+@pytest.fixture(params=PATHS, ids=[name[:2] for name in NAMES])
+def path(request) -> Path:
+    """Each notebook's file."""
+    return request.param
+
+
+@pytest.fixture
+def notebook(path):
+    """Each notebook's content."""
+    return nbformat.read(path, as_version=4)
+
+
+def sources(notebook, kind: str) -> list[str]:
+    return [cell.source for cell in notebook.cells if cell.cell_type == kind]
+
+
+def text(notebook) -> str:
+    """All prose."""
+    return "\n".join(sources(notebook, "markdown"))
+
+
+def test_there_are_six_and_no_more():
+    """The folder holds what the README lists."""
+    assert tool.notebooks() == PATHS
+
+
+def test_format(path, notebook):
+    """Valid, current format, any Python 3 kernel, under 1.5 MB."""
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) >= (4, 5)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert path.stat().st_size < 1.5e6
+
+
+def test_outputs_are_of_a_whole_run(notebook):
+    """Every code cell ran, in order, without an error, and no widget state is kept."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    kinds = {output.output_type for cell in code for output in cell.outputs}
+    assert "error" not in kinds and "display_data" in kinds
+    assert "widgets" not in notebook.metadata
+    written = json.dumps([cell.outputs for cell in code])
+    for word in ("PPO_SMOKE=1", "Warning:", "Traceback", "findfont:"):
+        assert word not in written
+
+
+def test_first_cells(path, notebook):
+    """Title, badge, what is learned, how long it takes; then the bootstrap cell, the same everywhere."""
+    first = notebook.cells[0].source
+    assert first.startswith("# ") and badges.badge(path.name, badges.repository()) in first
+    tagged = [cell for cell in notebook.cells if "bootstrap" in cell.metadata.get("tags", ())]
+    assert [cell.source for cell in tagged] == [badges.bootstrap(badges.repository())]
+    assert tagged[0] is next(cell for cell in notebook.cells if cell.cell_type == "code")
+    assert len(tagged[0].source.splitlines()) <= 10
+    opening = "\n".join(cell.source for cell in notebook.cells[: notebook.cells.index(tagged[0])])
+    assert re.search("you will learn", opening, re.IGNORECASE)
+    assert "T4" in opening and "CPU" in opening
+
+
+def test_cells_are_short(notebook):
+    """Median at most 8 lines, none above 40."""
+    lengths = [len(source.splitlines()) for source in sources(notebook, "code")]
+    assert statistics.median(lengths) <= 8 and max(lengths) <= 40
+
+
+def test_rhythm(path, notebook):
+    """Questions before cells, checks in cells, a closing with three folded answers, and the way on."""
+    prose = text(notebook)
+    assert prose.count("Predict first") >= 3
+    assert "What it shows" in prose and "What you should have seen" in prose
+    closing = prose[prose.index("What you should have seen") :]
+    assert closing.count("<details>") == closing.count("</details>") == closing.count("<summary>") >= 3
+    assert any("colab.check(" in source or re.search(r"\bcheck\(", source) for source in sources(notebook, "code"))
+    place = PATHS.index(path)
+    if place + 1 < len(PATHS):
+        assert f"({PATHS[place + 1].name})" in closing
+
+
+def test_links_resolve(path, notebook):
+    """Relative links lead to files of the project, and Colab links to its notebooks."""
+    for target in re.findall(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"", text(notebook)):
+        link = next(filter(None, target))
+        if colab := re.fullmatch(r"https://colab\.research\.google\.com/github/[^/]+/[^/]+/blob/main/(.+)", link):
+            assert (ROOT / colab.group(1)).is_file(), link
+        elif not re.match(r"(https?:|mailto:|#|data:)", link):
+            assert (path.parent / unquote(link.split("#")[0])).exists(), link
+
+
+def test_nothing_that_only_one_world_has(notebook):
+    """What Colab's ipywidgets 7.7 or plain Jupyter lack isn't used."""
+    code = "\n".join(sources(notebook, "code"))
+    for word in (
+        "Tab(titles",
+        "tooltip=",
+        "Stack(",
+        "ipympl",
+        "%matplotlib widget",
+        "FigureWidget",
+        "from google.colab",
+    ):
+        assert word not in code
+    assert not re.search(r"^%pip|^!pip", code, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, tuple[str, str]]:
+    """Run all notebooks in a copy of the project: name -> (what went wrong, figures without axis names)."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    project = tool.copy_project(folder / "project")
+    startup = folder / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "audit.py").write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); import figure_audit as _audit; _audit.install()"
+        "; del _audit, sys.path[0], sys\n"
+    )
+
+    def run(path: Path) -> tuple[str, str]:
+        audit = folder / f"{path.stem}.audit"
+        environment = {**os.environ, "IPYTHONDIR": str(folder / "ipython"), "FIGURE_AUDIT": str(audit)}
+        command = [sys.executable, "tools/notebooks.py", path.name, "--smoke", "--output", str(folder / "ran")]
+        done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+        return done.stdout + done.stderr if done.returncode else "", audit.read_text() if audit.exists() else ""
+
+    start = time.monotonic()
+    with ThreadPoolExecutor(2) as workers:
+        found = dict(zip(NAMES, workers.map(run, PATHS), strict=True))
+    found["seconds"] = (f"{time.monotonic() - start:.0f}", "")
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_from_top_to_bottom(runs, name):
+    """Every cell, in smoke mode, in a fresh kernel; and what it draws has named axes."""
+    problem, figures = runs[name]
+    assert not problem, problem
+    assert not figures, f"figures with numbers on an axis that has no name:\n{figures}"
+
+
+@pytest.mark.slow
+def test_all_run_in_time(runs):
+    """Six minutes on two cores."""
+    assert int(runs["seconds"][0]) <= TIME_LIMIT
+
+
+def test_audit_sees_unnamed_axes():
+    """The check of axis names itself."""
+    figure = Figure()
+    left, right = figure.subplots(1, 2)
+    left.plot([1, 2])
+    right.plot([1, 2])
+    right.set_xlabel("time (s)")
+    assert unnamed(figure) == ["x axis of 'axes 0'", "y axis of 'axes 0'", "y axis of 'axes 1'"]
+    left.set_ylabel("reward")
+    left.set_xticks([])
+    assert unnamed(figure) == []
+    right.set_xlabel("")
+    right.set_xticks([0, 1], ["10 levels", "all levels"])
+    assert unnamed(figure) == []
+    right.set_xscale("log")
+    assert unnamed(figure) == ["x axis of 'axes 1'"]
+
+
+def test_tool_leaves_a_failing_notebook_as_it_was(tmp_path):
+    """Nothing is written, and the cell is named."""
+    cells = [nbformat.v4.new_code_cell("1 / 0")]
+    path = tmp_path / "01_bad.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    before = path.read_bytes()
+    assert "ZeroDivisionError" in tool.execute(path, path)
+    assert path.read_bytes() == before
+
+
+def test_tool_writes_outputs_without_times_and_widget_state(tmp_path):
+    """Fresh outputs and counts; PPO_SMOKE as asked for."""
+    code = "import ipywidgets, os; display(ipywidgets.IntSlider()); print(os.environ['PPO_SMOKE'])"
+    cell = nbformat.v4.new_code_cell(code, execution_count=7, metadata={"execution": {"iopub.status.busy": "x"}})
+    path = tmp_path / "01_good.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
+    assert tool.execute(path, tmp_path / "out" / path.name, smoke=True) == ""
+    ran = nbformat.read(tmp_path / "out" / path.name, as_version=4)
+    assert ran.cells[0].execution_count == 1 and "execution" not in ran.cells[0].metadata
+    assert "widgets" not in ran.metadata and ran.cells[0].outputs[-1].text == "1\n"
+
+
+def test_tool_stores_figures_lightly(tmp_path):
+    """Each figure in a third of the room; hardly a pixel of it changes by more than the eye sees."""
+    buffer = io.BytesIO()
+    figure, [axis] = new_figure(1, 1)
+    for i in range(6):
+        axis.plot([0, 1, 3, i], color=run_color(i), alpha=0.4 + i / 10)
+    figure.savefig(buffer, format="png")
+    before = buffer.getvalue()
+    output = nbformat.v4.new_output("display_data", {"image/png": base64.b64encode(before).decode()})
+    cells = [nbformat.v4.new_code_cell("figure", outputs=[output]), nbformat.v4.new_markdown_cell("text")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "01.ipynb")
+    tool.lighten(tmp_path / "01.ipynb")
+    stored = nbformat.read(tmp_path / "01.ipynb", as_version=4).cells[0].outputs[0].data["image/png"]
+    after = base64.b64decode(stored)
+    assert len(after) < 0.5 * len(before)
+    first, second = (np.array(Image.open(io.BytesIO(png)).convert("RGB"), int) for png in (before, after))
+    assert first.shape == second.shape and (abs(first - second).max(-1) > 16).mean() < 0.01
+
+
+def test_readme_shows_each_notebook_and_the_agent(path, notebook):
+    """A row with its link, badge and picture; the picture's cell; a film under 1 MB. `make pictures` makes both."""
+    readme = (ROOT / "README.md").read_text()
+    [row] = [line for line in readme.splitlines() if f"](notebooks/{path.name})" in line]
+    assert badges.badge(path.name, badges.repository()) in row
+    assert f"notebooks/pictures/{path.name[:2]}.png" in row
+    picture = Image.open(io.BytesIO(pictures.picture(path)))
+    assert Image.open(ROOT / "notebooks" / "pictures" / f"{path.name[:2]}.png").size == picture.size
+    [film] = re.findall(r"\((videos/.+\.webp)\)", readme)
+    assert (ROOT / film).stat().st_size < 1_000_000
+
+
+def test_a_notebook_without_a_picture_is_named(monkeypatch, tmp_path, capsys):
+    """And nothing is written over."""
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), tmp_path / "01_bare.ipynb")
+    monkeypatch.setattr(pictures.notebooks, "notebooks", lambda: [tmp_path / "01_bare.ipynb"])
+    monkeypatch.setattr(pictures, "FOLDER", tmp_path / "pictures")
+    assert pictures.main([]) == 1 and "01_bare.ipynb has no cell tagged 'picture'" in capsys.readouterr().err
+    assert not list((tmp_path / "pictures").iterdir())

@@ -1,0 +1,590 @@
+"""Sweeps: the grid, a run's state on disk, engines, the table; and real ones that are killed and go on."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import wait
+from pathlib import Path
+
+import pytest
+from fake_runs import make_run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ppo_lib.__main__ import _parser, main
+from ppo_lib.checkpoint import save_policy
+from ppo_lib.config import FIELD_TYPES, PPOConfig, UserError, preset
+from ppo_lib.policy import ActorCritic
+from ppo_lib.runs import load_run
+from ppo_lib.study import engines, sweep_run
+from ppo_lib.study.experiments import summarize_experiment
+from ppo_lib.study.sweep import plan, sweep, varied_fields
+from ppo_lib.study.sweep_run import RunFailed, RunKilled, SweepRun
+from ppo_lib.study.table import conclude, table
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = shlex.split(
+    "--num-envs 4 --num-steps 16 --num-minibatches 2 --num-epochs 1 --no-recurrent --eval-episodes 2 "
+    "--checkpoint-interval 64 --device cpu --precision float32"
+)
+STEPS = 640
+CHANGED = "envs4-steps16-epochs1-minibatches2-no_recurrent"  # by TINY
+NAMES = [f"{levels}-{CHANGED}-seed1" for levels in ("levels10", "unlimited")]
+GRID = ["--num-levels", "10", "0", "--seed", "1", "--total-steps", str(STEPS), *TINY]
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(ROOT),
+    "OMP_WAIT_POLICY": "passive",
+}
+
+
+def start_sweep(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "ppo_lib", "sweep", "--sweep", "s", *arguments],
+        cwd=folder, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def until(condition, seconds: float = 240):
+    """Wait for something true and return it."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+    return found
+
+
+def processes(folder: Path) -> list[int]:
+    """The processes of the runs in a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"ppo_lib.study.sweep_run" in words and any(word.startswith(str(folder).encode()) for word in words):
+            found.append(int(path.parent.name))
+    return found
+
+
+def outcome(folder: Path) -> dict[str, object]:
+    """All that a sweep left but times: table, metrics and evaluations."""
+
+    def rows(path: Path) -> list[dict[str, str]]:
+        with open(path) as file:
+            return [{k: v for k, v in row.items() if "second" not in k} for row in csv.DictReader(file)]
+
+    return {str(p.relative_to(folder)): rows(p) for p in sorted(folder.rglob("*.csv"))}
+
+
+def complete_run(folder: Path, **changes: object) -> SweepRun:
+    """A run folder made of random numbers, with the policy that belongs to it."""
+    config = preset("quick", **changes)
+    make_run(folder, updates=config.num_updates, **changes)
+    policy = ActorCritic(recurrent=config.recurrent)
+    save_policy(folder, policy.state_dict(), config, config.num_updates * config.batch_size)
+    return SweepRun(folder, config)
+
+
+def grid(folder: Path, arguments: list[str]) -> list[SweepRun]:
+    """The runs that the command line makes of these arguments."""
+    options = vars(_parser().parse_args(["sweep", "--sweep", "s", *arguments]))
+    return plan(folder, "quick", {name: options[name] or [True] for name in FIELD_TYPES if name in options})
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory) -> Path:
+    """A folder with a tiny sweep that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("swept")
+    process = start_sweep(folder, *GRID)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    (folder / "stdout.txt").write_text(out)
+    (folder / "stderr.txt").write_text(err)
+    return folder
+
+
+# --- the grid --------------------------------------------------------------------------------------------------------
+
+AXES = {
+    "num_levels": st.lists(st.sampled_from([0, 1, 10, 200]), min_size=1, max_size=3, unique=True),
+    "seed": st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True),
+    "recurrent": st.lists(st.booleans(), min_size=1, unique=True),
+    "learning_rate": st.lists(st.sampled_from([1e-5, 5e-4, 0.1]), min_size=1, unique=True),
+    "total_steps": st.lists(st.sampled_from([1e6, 25_000_000]), min_size=1, unique=True),
+    "env_name": st.lists(st.sampled_from(["starpilot", "coinrun"]), min_size=1, unique=True),
+}
+
+
+@settings(deadline=None)
+@given(st.fixed_dictionaries({}, optional=AXES).filter(bool), st.randoms())
+def test_a_grid_is_every_combination_once(values, random):
+    runs = plan(Path("results/none"), "paper", values)
+    count = 1
+    for several in values.values():
+        count *= len(several)
+    assert len(runs) == len({run.name for run in runs}) == len({run.config for run in runs}) == count
+    for run in runs:
+        assert all(getattr(run.config, name) in several for name, several in values.items())
+        rest = {name: value for name, value in run.config.to_dict().items() if name not in values}
+        assert rest == {name: value for name, value in preset("paper").to_dict().items() if name in rest}
+        assert re.fullmatch(r"\w[\w.+-]*", run.name) and run.run_dir.is_absolute()
+    seeds = [run.config.seed for run in runs]
+    assert seeds == sorted(seeds, key=values.get("seed", seeds).index)  # a whole grid of one seed, then the next
+    # a smaller grid has the same names for the same runs, but for what a name says only where it varies
+    part = {name: random.sample(several, random.randint(1, len(several))) for name, several in values.items()}
+    if len(part.get("total_steps", [])) == len(values.get("total_steps", [])):
+        names = {run.config: run.name for run in runs}
+        assert all(names[run.config] == run.name for run in plan(Path("results/none"), "paper", part))
+
+
+def test_names_say_what_differs_from_the_preset():
+    values = {"num_levels": [0, 200], "seed": [3], "recurrent": [True, False], "device": ["cuda:0"]}
+    assert [run.name for run in plan(Path("x"), "paper", values)] == [
+        "unlimited-recurrent-seed3", "unlimited-seed3", "levels200-recurrent-seed3", "levels200-seed3",
+    ]  # fmt: skip
+    assert varied_fields(values) == ["num_levels", "recurrent"]
+
+
+def test_the_commands_of_the_readme(capsys, monkeypatch, tmp_path):
+    """The experiments are one command each, and mean the runs that they should."""
+    monkeypatch.chdir(tmp_path)
+    section = (ROOT / "README.md").read_text().partition("## Experiments")[2].partition("\n## ")[0]
+    commands = [shlex.split(line)[3:] for line in re.findall(r"^ +(python -m ppo_lib sweep .*)$", section, re.M)]
+    assert len(commands) == 5
+    listed = []
+    for command in commands:
+        assert main([*command, "--dry-run"]) == 0
+        listed.append(capsys.readouterr().out.splitlines())
+    assert len(listed[0]) == 1 + 2 * 2 * 3 and listed[0][0].startswith("levels200-seed1 ")
+    assert any(line.startswith("levels200-anneal_lr-recurrent-seed3 ") for line in listed[0])
+    names = ["levels10-seed0", "levels50-seed0", "levels200-seed0", "unlimited-seed0"]
+    assert [line.split()[0] for line in listed[1][:-1]] == names and "new, 1,507,328 steps" in listed[1][0]
+    names = ["levels200-seed0", "levels200-seed1", "levels200-seed2"]
+    assert [line.split()[0] for line in listed[2][:-1]] == names and "new, 1,507,328 steps" in listed[2][0]
+    assert len(listed[3]) == 1 + 8 * 3 and listed[3][7].startswith("unlimited-seed1 ")
+    assert "new, 5,013,504 steps" in listed[3][0] and "24 runs" in listed[3][-1]
+    names = ["levels200-seed1", "levels200-glorot-seed1"]
+    assert [line.split()[0] for line in listed[4][:-1]] == names and "new, 2,015,232 steps" in listed[4][0]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--sweep s", "needs config fields with values, such as --num-levels"),
+        ("--num-levels 10", "--sweep"),
+        ("--sweep ../s --seed 1", "name is made of letters"),
+        ("--sweep s --seed", "--seed: expected at least one argument"),
+        ("--sweep s --sead 1", "did you mean --seed"),
+        ("--sweep s --seed 1 one", "--seed must be a whole number, not 'one'"),
+        ("--sweep s --recurrent true maybe", "--recurrent must be true or false, not 'maybe'"),
+        ("--sweep s --seed 1 --gamma 0.9 1.5", "gamma must be between 0 and 1"),
+        ("--sweep s --num-envs 64 63 --num-minibatches 7 8", "doesn't divide"),
+        ("--sweep s --seed 1 2 1", "levels50-seed1 twice"),
+        ("--sweep s --total-steps 1e6 1000000", "twice"),
+        ("--sweep s --seed 1 --engine tractor", "invalid choice"),
+        ("--sweep s --seed 1 --jobs 0", "at least 1"),
+        ("--sweep lone --seed 1", "folder of a run"),
+        ("--sweep other --seed 1", r"another config \(num_levels 10 -> 50\).*another name"),
+        ("--sweep annealed --anneal-lr --seed 1", r"another config \(total_steps 163840 -> 180000\)"),
+        ("--sweep long --seed 1 --total-steps 64000", "180,224 steps already, more than the 65,536"),
+        ("--sweep lost --seed 1 --total-steps 1e6", "no checkpoint to go on from.*remove the folder"),
+    ],
+)
+def test_mistakes_get_one_sentence_and_start_nothing(tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    results = tmp_path / "results"
+    name = arguments.split()[1]
+    if name == "lone":
+        make_run(results / "lone")
+    if name == "other":
+        make_run(results / "other/levels50-seed1", seed=1, num_levels=10)
+    if name == "annealed":
+        make_run(results / "annealed/levels50-anneal_lr-seed1", seed=1, anneal_lr=True, total_steps=163_840)
+    if name in ("long", "lost"):
+        complete_run(results / name / "levels50-seed1", seed=1)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert main(["sweep", *arguments.split()]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: ") and shown.err.count("\n") == 1 and shown.out == ""
+    assert re.search(words, shown.err), shown.err
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_no_value_and_no_such_field():
+    with pytest.raises(UserError, match="no value for seed"):
+        plan(Path("x"), "quick", {"seed": []})
+    with pytest.raises(UserError, match="did you mean 'seed'"):
+        plan(Path("x"), "quick", {"sead": [1]})
+
+
+# --- a run's state ---------------------------------------------------------------------------------------------------
+
+
+def test_complete_means_evaluated_at_the_end_with_that_policy(tmp_path):
+    run = complete_run(tmp_path / "levels50-seed1", seed=1, eval_episodes=64)
+    assert run.complete and run.arguments() is None and run.trained == run.config.last_step
+    (run.run_dir / "policy.pt").unlink()
+    assert run.complete and run.arguments() is None  # git may keep the CSVs alone
+    assert not SweepRun(run.run_dir, run.config.replace(eval_interval=-1)).complete
+    (run.run_dir / "checkpoint.pt").touch()
+    assert not run.complete
+    weights = ActorCritic().state_dict()
+    save_policy(run.run_dir, weights, run.config, run.config.last_step - run.config.batch_size)
+    assert not run.complete
+    save_policy(run.run_dir, weights, run.config, run.config.last_step)
+    (run.run_dir / "evaluation.csv").unlink()
+    assert not run.complete
+    assert SweepRun(run.run_dir, run.config.replace(eval_interval=-1)).complete
+
+
+def test_results_without_policy_are_neither_trained_again_nor_hidden(tmp_path):
+    """As where git holds the CSVs alone."""
+    kept = complete_run(tmp_path / "s/levels50-seed1", seed=1, eval_episodes=64)
+    (kept.run_dir / "policy.pt").unlink()
+    before = {path.name: path.read_bytes() for path in kept.run_dir.iterdir()}
+    assert sweep(plan(tmp_path / "s", "quick", {"seed": [1], "eval_episodes": [64]})) == 0
+    more = SweepRun(kept.run_dir, kept.config.replace(total_steps=10 * kept.config.total_steps))
+    with pytest.raises(UserError, match=r"no checkpoint"):
+        more.check()
+    assert {name: (kept.run_dir / name).read_bytes() for name in before} == before
+
+
+def test_more_episodes_of_a_trained_run_are_only_played(tmp_path):
+    run = complete_run(tmp_path / "s/levels50-seed1", seed=1, eval_episodes=64)
+    more = SweepRun(run.run_dir, run.config.replace(eval_episodes=512))
+    assert not more.complete
+    options = _parser().parse_args(more.arguments())
+    assert options.name == "evaluate" and options.episodes == 512 and options.seed == run.config.last_step
+    assert options.results / options.run == run.run_dir
+
+
+def test_the_train_command_means_the_config_and_goes_on_from_what_is_there(tmp_path):
+    config = preset("paper", seed=7, anneal_lr=True, learning_rate=3.3e-5, eval_interval=-1, device="cpu")
+    run = SweepRun(tmp_path / "s/run", config)
+
+    def options():
+        found = _parser().parse_args(run.arguments())
+        assert found.name == "train" and found.results / found.run == run.run_dir
+        assert PPOConfig.from_dict({name: getattr(found, name) for name in FIELD_TYPES}) == config
+        return found
+
+    run.run_dir.mkdir(parents=True)
+    assert not options().resume  # new
+    (run.run_dir / "config.json").write_text(config.to_json())
+    assert options().resume  # killed before its first save: it begins anew, see test_train.py
+    (run.run_dir / "checkpoint.previous.pt").write_text("killed between the renames of a save")
+    assert options().resume
+
+
+def test_trained_reads_the_last_whole_row(tmp_path):
+    run = SweepRun(tmp_path, PPOConfig())
+    assert run.trained == 0
+    (tmp_path / "metrics.csv").write_text("steps,seconds\n")
+    assert run.trained == 0
+    (tmp_path / "metrics.csv").write_text("steps,seconds\n16384,3\n32768,7\n491")
+    assert run.trained == 32768
+    (tmp_path / "metrics.csv").write_text("steps,seconds\n16384,3\n\x00\x00,7\n")
+    assert run.trained == 0
+    (tmp_path / "metrics.csv").write_text("steps,seconds\n100000000,3\n")
+    assert run.trained == run.config.last_step
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "words"),
+    [
+        ("import sys; print('training'); sys.exit('error: the disk is full')", RunFailed, "^the disk is full$"),
+        ("raise ValueError('wrong shape')", RunFailed, "ValueError: wrong shape"),
+        ("import os; os.kill(os.getpid(), 9)", RunKilled, "SIGKILL.*out of memory"),
+        ("import os; os.kill(os.getpid(), 11)", RunKilled, "SIGSEGV"),
+        ("import sys; sys.exit(130)", RunKilled, "told to stop"),
+        ("pass", RunFailed, "without its last evaluation"),
+    ],
+)
+def test_the_cause_of_a_failure(tmp_path, code, kind, words):
+    run = SweepRun(tmp_path, PPOConfig())
+    with open(tmp_path / "log.txt", "ab") as log:
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=log, stderr=log)
+    with pytest.raises(RunFailed, match=words) as caught:
+        sweep_run.finish(run, process)
+    assert caught.type is kind
+
+
+def test_one_process_at_a_time_in_a_folder(tmp_path):
+    run = SweepRun(tmp_path, PPOConfig())
+    code = (
+        "import sys, time; from pathlib import Path; from ppo_lib.config import PPOConfig\n"
+        "from ppo_lib.study.sweep_run import SweepRun\n"
+        "with SweepRun(Path(sys.argv[1]), PPOConfig()).lock(): print('in', flush=True); time.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=ENVIRONMENT, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"in\n"
+    threading.Timer(0.3, process.kill).start()
+    begin = time.monotonic()
+    with run.lock():
+        assert time.monotonic() - begin > 0.2 and process.wait(10) == -signal.SIGKILL
+
+
+# --- engines ---------------------------------------------------------------------------------------------------------
+
+
+def test_one_run_a_gpu_and_jobs(tmp_path, monkeypatch):
+    guard, busy, most, seen = threading.Lock(), Counter(), Counter(), {}
+
+    def start(run, gpu):
+        with guard:
+            busy[gpu] += 1
+            most[gpu] = max(most[gpu], busy[gpu])
+            seen[run.name] = gpu
+
+    def finish(run, process):
+        time.sleep(0.05)
+        with guard:
+            busy[seen[run.name]] -= 1
+
+    runs = [SweepRun(tmp_path / f"run{i}", PPOConfig()) for i in range(9)]
+    monkeypatch.setattr(engines, "_gpus", lambda runs: ["0", "1"])
+    monkeypatch.setattr(engines, "start", start)
+    monkeypatch.setattr(engines, "finish", finish)
+    for jobs in (1, 2):
+        most.clear(), seen.clear()
+        monkeypatch.setattr(engines, "stop", lambda *processes: None)
+        with engines.local(runs, jobs) as futures:
+            assert not wait(futures, timeout=30).not_done
+        assert most == {"0": jobs, "1": jobs} and len(seen) == 9
+    fixed = [SweepRun(tmp_path / "run", PPOConfig(device="cuda:1"))]
+    seen.clear()
+    with engines.local(fixed) as futures:
+        wait(futures, timeout=30)
+    assert seen == {"run": None}  # it names its GPU itself
+
+
+def test_which_gpus_there_are(monkeypatch):
+    torch = pytest.importorskip("torch")
+    auto, cpu = SweepRun(Path("a"), PPOConfig()), SweepRun(Path("b"), PPOConfig(device="cpu"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert engines._gpus([auto, cpu]) == ["0", "1", "2"]
+    assert engines._gpus([cpu]) == [None]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-5ebe9f43")
+    assert engines._gpus([auto]) == ["2", "GPU-5ebe9f43"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert engines._gpus([auto]) == [None]
+    with pytest.raises(UserError, match="no CUDA GPU"):
+        engines._gpus([SweepRun(Path("c"), PPOConfig(device="cuda"))])
+
+
+def test_a_run_sees_its_gpu_alone(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: given.update(options["env"]))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    sweep_run.start(SweepRun(tmp_path, PPOConfig()), "1")
+    assert given["CUDA_VISIBLE_DEVICES"] == "1"
+    sweep_run.start(SweepRun(tmp_path, PPOConfig()))
+    assert given["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
+def test_ray_missing_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"deeplearningppo\[ray\].*--engine local"), engines.ray([]):
+        pass
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_has_a_row_an_experiment(tmp_path, capsys):
+    folder = tmp_path / "results" / "s"
+    runs = [
+        complete_run(folder / f"levels{levels}-seed{seed}", num_levels=levels, seed=seed, total_steps=65_536)
+        for seed in (1, 2) for levels in (10, 50)
+    ]  # fmt: skip
+    for run in runs[:2]:
+        (run.run_dir / "log.txt").write_text(f"python ...\n  0%|\r\r{run.name}: CPU with 2 cores, bf16 (its ...)\n 5%|")
+    conclude([run.run_dir for run in runs])
+    out = capsys.readouterr().out
+    loaded = [load_run(run.run_dir) for run in runs]
+    rows = table(loaded)
+    assert [(row["num_levels"], row["seeds"]) for row in rows] == [(10, [1, 2]), (50, [1, 2])]
+    for row, pair in zip(rows, (loaded[0::2], loaded[1::2]), strict=True):
+        expected = summarize_experiment(pair)
+        assert (row["train"], row["unseen"], row["gap"]) == (expected.train.mean, expected.unseen.mean, expected.gap)
+        assert row["episodes"] == 128 and row["steps"] == 65_536
+        assert row["seconds"] == 160 and row["steps_per_second"] == pytest.approx(65_536 / 160)
+        assert row["machine"] == "CPU with 2 cores"
+    with open(folder / "table.csv") as file:
+        written = list(csv.DictReader(file))
+    assert [float(row["unseen_high"]) for row in written] == pytest.approx([row["unseen"].high for row in rows], 1e-4)
+    assert [row["seeds"] for row in written] == ["1 2", "1 2"]
+    text = (folder / "table.md").read_text()
+    assert text.strip() in out and str(rows[1]["gap"]) in text and "over seeds first" in text
+    assert {"report.html", "report_levels_curve.png"} <= {path.name for path in folder.iterdir()}
+    assert str(folder / "report_levels_curve.png") in out
+
+
+def test_the_table_of_one_seed_and_other_fields(tmp_path):
+    runs = [
+        load_run(make_run(tmp_path / f"lr{rate}", learning_rate=rate, eval_interval=-1, seed=3))
+        for rate in (1e-4, 1e-3)
+    ]
+    (tmp_path / "lr0.0001/evaluation.csv").unlink()
+    runs[0] = load_run(tmp_path / "lr0.0001")
+    conclude([run.path for run in runs])
+    text = (tmp_path / "table.md").read_text()
+    assert [row["learning_rate"] for row in table(runs)] == [1e-4, 1e-3]
+    assert "intervals over episodes." in text and "learning rate" in text and "| -" in text
+    assert table(runs[1:])[0]["num_levels"] == 50
+
+
+def test_published_results_follow_the_table_of_the_published_protocol(tmp_path):
+    shutil.copytree(ROOT / "results/reference", tmp_path / "reference")
+    paper = dict(num_levels=200, use_backgrounds=True, restrict_themes=False)
+    conclude([make_run(tmp_path / "paper" / f"s{seed}", seed=seed, **paper) for seed in (1, 2)])
+    assert "| UCB-DrAC" in (tmp_path / "paper/table.md").read_text()
+    conclude([make_run(tmp_path / "plain/s1", num_levels=200)])
+    assert "UCB-DrAC" not in (tmp_path / "plain/table.md").read_text()
+
+
+def test_how_much_is_measured_is_no_setting_of_the_experiment(tmp_path):
+    """A first seed with 256 episodes of which more were played later, and a second one with 512 from the start."""
+    changes = ({"eval_episodes": 256}, {"eval_episodes": 512, "eval_interval": 10**6, "checkpoint_interval": 10**6})
+    runs = [load_run(make_run(tmp_path / f"s{seed}", seed=seed, **fields)) for seed, fields in enumerate(changes)]
+    [row] = table(runs)
+    assert row["seeds"] == [0, 1] and "eval_episodes" not in row
+
+
+def test_the_table_holds_the_runs_of_all_commands(tmp_path, capsys):
+    fields = dict(seed=1, total_steps=65_536, eval_episodes=64)
+    for levels in (0, 200, 50):
+        complete_run(tmp_path / f"s/{levels or 'unlimited'}", num_levels=levels, **fields)
+    unfinished = complete_run(tmp_path / "s/unfinished", num_levels=10, **fields)
+    (unfinished.run_dir / "policy.pt").rename(unfinished.run_dir / "checkpoint.pt")
+    complete_run(tmp_path / "s/levels200-no_recurrent-seed1", num_levels=200, recurrent=False, **fields)
+    values = {"num_levels": [200], "recurrent": [False], **{name: [value] for name, value in fields.items()}}
+    runs = plan(tmp_path / "s", "quick", values)
+    assert runs[0].complete
+    (tmp_path / "s/damaged").mkdir()
+    (tmp_path / "s/damaged/config.json").write_text("{")
+    (complete_run(tmp_path / "s/edited", num_levels=30, **fields).run_dir / "metrics.csv").write_text("steps\nmany\n")
+    assert sweep(runs) == 0
+    out, err = capsys.readouterr()
+    assert "1 of 1 runs are complete already" in out
+    assert "Left out of the table: damaged (" in err and "Left out of the table: edited (" in err
+    with open(tmp_path / "s/table.csv") as file:
+        rows = [(row["num_levels"], row["recurrent"]) for row in csv.DictReader(file)]
+    assert rows == [("50", "True"), ("200", "False"), ("200", "True"), ("0", "True")]
+
+
+# --- real sweeps -----------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_ends_in_a_table_and_a_figure(swept):
+    out, err = (swept / "stdout.txt").read_text(), (swept / "stderr.txt").read_text()
+    assert re.search(r"\| 10 .*\n\| unlimited ", out) and "report_levels_curve.png" in out
+    assert "2/2 runs" in err and not re.search(r"(?i)warning|traceback", out + err)
+    for name in NAMES:
+        folder = swept / "results/s" / name
+        log = (folder / "log.txt").read_text()
+        assert log.startswith("python -m ppo_lib train --run") and "CPU with" in log
+        assert load_run(folder).steps == STEPS
+    assert set(outcome(swept)) == {f"results/s/{path}" for path in (
+        "table.csv", *(f"{name}/{kind}.csv" for name in NAMES for kind in ("metrics", "evaluation")))}  # fmt: skip
+
+
+def test_complete_runs_are_skipped(swept, monkeypatch, capsys):
+    monkeypatch.chdir(swept)
+    before = {path: path.stat().st_mtime_ns for name in NAMES for path in (swept / "results/s" / name).iterdir()}
+    table_before = outcome(swept)
+    assert main(["sweep", "--sweep", "s", *GRID]) == 0
+    assert "2 of 2 runs are complete already" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in before} == before and outcome(swept) == table_before
+    assert main(["sweep", "--sweep", "s", *GRID, "--dry-run"]) == 0
+    assert re.search(rf"{NAMES[0]} +complete\n.*complete\n2 runs in .*results/s, 1,280 steps", capsys.readouterr().out)
+
+
+def test_kills_and_ctrl_c_change_nothing_but_time(swept, tmp_path):
+    """Ctrl-C, then kill -9 of the sweep, then kill -9 of a run: the same command ends where an undisturbed one does."""
+    first, second = (tmp_path / "results/s" / name for name in NAMES)
+
+    process = start_sweep(tmp_path, *GRID)
+    until((first / "checkpoint.pt").exists)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in err, err
+    assert "0 of 2 runs are complete. The same command goes on." in out
+    assert not processes(tmp_path)
+
+    process = start_sweep(tmp_path, *GRID)
+    steps = load_run(first).steps
+    until(lambda: SweepRun(first, PPOConfig(total_steps=STEPS)).trained > steps)
+    process.kill()
+    process.communicate()
+
+    process = start_sweep(tmp_path, *GRID)  # the run of the killed sweep may still be saving: it waits for it
+    until((second / "checkpoint.pt").exists)
+    [victim] = processes(tmp_path)
+    os.kill(victim, signal.SIGKILL)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 1 and re.search(rf"FAILED {NAMES[1]}: killed by SIGKILL.*log.txt", err), err
+    assert "| 10 " in out and "unlimited" not in out
+
+    process = start_sweep(tmp_path, *GRID)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0 and "1 of 2 runs are complete already" in out, err
+    assert outcome(tmp_path / "results") == outcome(swept / "results")
+
+
+def test_a_failed_run_is_reported_and_stops_no_other(tmp_path):
+    """A run whose checkpoint is damaged comes first in the grid."""
+    arguments = [*GRID, "--num-levels", "10", "--seed", "3", "1", "--total-steps", "128"]
+    broken, _ = grid(tmp_path / "results/s", arguments)
+    broken.run_dir.mkdir(parents=True)
+    (broken.run_dir / "config.json").write_text(broken.config.to_json())
+    (broken.run_dir / "checkpoint.pt").write_bytes(b"nonsense")
+    process = start_sweep(tmp_path, *arguments)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert re.search(rf"FAILED {broken.name}: .*is damaged.*\(log: .*/log.txt\)", err), err
+    assert "1 of 2 runs failed" in err and "Traceback" not in err and re.search(r"\| 10 +\| 1 ", out), out
+
+
+def test_a_cluster_of_two_machines(tmp_path, monkeypatch, capsys):
+    """Ray places a run on each of two nodes, and starts one again whose process is killed."""
+    pytest.importorskip("ray", reason="Ray is an extra: pip install 'deeplearningppo[ray]'")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's workers give way to all else: on a busy machine, for minutes
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        runs = grid(tmp_path / "results/s", [*GRID, "--total-steps", "320"])
+        killed = []
+
+        def kill_one() -> None:
+            until((runs[0].run_dir / "checkpoint.pt").exists)
+            [victim] = processes(runs[0].run_dir)
+            os.kill(victim, signal.SIGKILL)
+            killed.append(victim)
+
+        killer = threading.Thread(target=kill_one)
+        killer.start()
+        assert sweep(runs, "ray") == 0, capsys.readouterr().err
+        killer.join()
+        assert killed and all(run.complete for run in runs)
+        assert (runs[0].run_dir / "log.txt").read_text().count("python -m ppo_lib train") == 2
+        assert "| unlimited " in capsys.readouterr().out
+    finally:
+        cluster.shutdown()
