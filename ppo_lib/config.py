@@ -2,7 +2,8 @@
 
 - Every field is a command-line flag of the same name and a key of `config.json`; its unit stands beside it.
 - A config that exists is valid: all checks run on creation and explain themselves in one sentence.
-- All randomness derives from `config.seed` through `derive_seed`, so one number fixes a whole run.
+- All randomness derives from `config.seed` through `derive_seed`, so one number determines a whole run.
+- A method with settings of its own subclasses PPOConfig and adds fields; everything here works on the subclass.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ import typing
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+
+if typing.TYPE_CHECKING:
+    from typing_extensions import Self
 
 GAMES = (
     "bigfish", "bossfight", "caveflyer", "chaser", "climber", "coinrun", "dodgeball", "fruitbot",
@@ -27,19 +32,23 @@ LEVEL_LIMIT = 2**31 - 1  # Procgen draws level seeds below this number
 UNSEEN_RESERVE = 2**24  # levels at the top that "unlimited" training (num_levels=0) never plays
 
 
+# What the code did before a field existed: the value of that field in older config.json and checkpoint files.
+ABSENT: dict[str, object] = {"encoder_init": "orthogonal"}
+
+
 class UserError(Exception):
-    """A problem that the user can mend: one sentence that says what to do. The command line prints it alone."""
+    """A problem that the user can fix: one sentence that says what to do. The command line prints only that."""
 
 
 class ConfigError(UserError, ValueError):
-    """A setting that is unknown, out of range or at odds with another one."""
+    """A setting that is unknown, out of range or in conflict with another one."""
 
 
 @dataclass(frozen=True)
 class PPOConfig:
     """All settings of a run. Sizes: T = num_steps, N = num_envs.
 
-    Raises ConfigError with the remedy if a value is out of range or two values don't fit together.
+    Raises ConfigError, which says what to change, if a value is out of range or two values conflict.
     """
 
     # the game
@@ -51,39 +60,40 @@ class PPOConfig:
     restrict_themes: bool = True  # one set of sprites for all levels
     seed: int = 0  # of everything random in the run
     # the rollout
-    num_envs: int = 64  # N, games played side by side
-    num_steps: int = 256  # T, steps of each game between two updates
+    num_envs: int = 64  # N, games played in parallel
+    num_steps: int = 256  # T, steps per game between two updates
     total_steps: int = 180_000  # game steps of all environments together
     # PPO
     num_epochs: int = 3  # passes over each rollout
-    num_minibatches: int = 8  # gradient steps in each pass
+    num_minibatches: int = 8  # gradient steps per pass
     learning_rate: float = 5e-4  # Adam's step size
     anneal_lr: bool = False  # lower the learning rate linearly to 0 over total_steps
     gamma: float = 0.999  # discount per step
     gae_lambda: float = 0.95  # 0 = one-step TD error, 1 = Monte-Carlo return
     clip_range: float = 0.2  # epsilon of the clipped ratio
-    clip_value_loss: bool = True  # clip the value's change by clip_range too
+    clip_value_loss: bool = True  # also clip the change of the value by clip_range
     value_coef: float = 0.5  # weight of the value loss
     entropy_coef: float = 0.01  # weight of the entropy bonus
     max_grad_norm: float = 0.5  # gradients are scaled down to this norm
     normalize_reward: bool = True  # divide rewards by the running std of the discounted return
-    reward_gamma: float = 0.99  # discount of that return: 0.99 in published runs, whatever the agent's gamma
+    reward_gamma: float = 0.99  # discount of that return: 0.99 in published runs, independent of gamma
     # the network
     recurrent: bool = True  # a GRU between encoder and heads
     sequence_length: int = 32  # steps that the GRU is unrolled over in training
     width_scale: int = 1  # multiplies the encoder's channels (16, 32, 32)
-    encoder_init: str = "orthogonal"  # first weights: orthogonal and small, or glorot as in the published runs
+    encoder_init: str = "orthogonal"  # initial weights: orthogonal and small, or glorot as in the published runs
     # the machine
     device: str = "auto"  # auto, cpu, cuda or cuda:INDEX
     precision: str = "auto"  # auto, float32, bf16 or fp16 (of the encoder; the rest is float32)
     # what is measured and kept
     eval_interval: int = 0  # steps between evaluations; 0 = only at the end, -1 = never
-    eval_episodes: int = 256  # episodes on train levels, and as many on unseen levels
-    checkpoint_interval: int = 100_000  # steps between checkpoints (one is always made at the end)
+    eval_episodes: int = 256  # episodes per split (train and unseen levels)
+    checkpoint_interval: int = 100_000  # steps between checkpoints (the end of a run always saves one)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _coerce(field.name, getattr(self, field.name)))
+            kind = field_types(type(self))[field.name]
+            object.__setattr__(self, field.name, _coerce(field.name, kind, getattr(self, field.name)))
         _check(self)
 
     @property
@@ -119,39 +129,60 @@ class PPOConfig:
         start, count = self.train_levels
         return start + count, LEVEL_LIMIT - start - count
 
-    def replace(self, **changes: object) -> PPOConfig:
+    def replace(self, **changes: object) -> Self:
         """A copy with some fields changed; unknown names raise ConfigError."""
-        return PPOConfig.from_dict({**dataclasses.asdict(self), **changes})
+        return self.from_dict({**self.to_dict(), **changes})
 
     def to_dict(self) -> dict[str, object]:
         """Field names and values, ready for JSON."""
         return dataclasses.asdict(self)
 
     def to_json(self) -> str:
-        """The config as indented JSON, one field a line."""
+        """The config as indented JSON, one field per line."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
-    def from_dict(cls, values: dict[str, object]) -> PPOConfig:
-        """Build a config; names that are no field raise ConfigError with the nearest one."""
+    def from_dict(cls, values: dict[str, object]) -> Self:
+        """Build a config; names that are not fields raise ConfigError with the closest field."""
         for name in values:
-            if name not in FIELD_TYPES:
-                raise ConfigError(f"There is no config field '{name}'{_nearest(name, FIELD_TYPES)}")
+            if name not in field_types(cls):
+                raise ConfigError(f"There is no config field '{name}'{suggest(name, field_types(cls))}")
         return cls(**values)  # type: ignore[arg-type]
 
     @classmethod
-    def from_json(cls, text: str) -> PPOConfig:
-        """The inverse of to_json; text that is no JSON object raises ConfigError."""
+    def from_saved(cls, values: dict[str, object]) -> Self:
+        """Build the config of an existing run from its saved fields.
+
+        Fields that the file lacks get the behaviour from before they existed (ABSENT), never today's default. Fields
+        that this class lacks belong to a subclass of it: the result has them too. Raises ConfigError if fields are
+        missing that every run has saved.
+        """
+        known = field_types(cls)
+        if lost := [name for name in known if name not in values and name not in ABSENT]:
+            raise ConfigError(f"The saved config lacks {', '.join(lost)}: restore the file.")
+        extra = [(name, type(value), value) for name, value in values.items() if name not in known]
+        if extra:
+            cls = dataclasses.make_dataclass(cls.__name__, extra, bases=(cls,), frozen=True)
+        return cls(**{**{name: ABSENT[name] for name in known if name in ABSENT}, **values})
+
+    @classmethod
+    def from_saved_json(cls, text: str) -> Self:
+        """from_saved of a config.json's text; text that is not a JSON object raises ConfigError."""
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
             raise ConfigError(f"The config is not valid JSON ({error}); restore config.json from its run.") from None
         if not isinstance(values, dict):
             raise ConfigError("The config must be a JSON object of field names and values.")
-        return cls.from_dict(values)
+        return cls.from_saved(values)
 
 
-FIELD_TYPES: dict[str, type] = typing.get_type_hints(PPOConfig)
+@lru_cache
+def field_types(cls: type[PPOConfig]) -> dict[str, type]:
+    """Field name -> type, of PPOConfig or a subclass, in order."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
 
 # What each preset changes. `quick` is the dataclass as it stands.
 PRESETS: dict[str, dict[str, object]] = {
@@ -171,7 +202,7 @@ PRESETS: dict[str, dict[str, object]] = {
 def preset(name: str, **changes: object) -> PPOConfig:
     """The config of a preset, with some fields changed. Unknown names raise ConfigError."""
     if name not in PRESETS:
-        raise ConfigError(f"There is no preset '{name}'{_nearest(name, PRESETS)}")
+        raise ConfigError(f"There is no preset '{name}'{suggest(name, PRESETS)}")
     return PPOConfig.from_dict({**PRESETS[name], **changes})
 
 
@@ -182,21 +213,20 @@ def as_flag(name: str, value: object) -> str:
 
 
 def derive_seed(seed: int, *path: str | int) -> int:
-    """A seed in [0, 2^31 - 1) for one generator, independent for every path such as ("train", 3)."""
+    """A seed in [0, 2^31 - 1) for one generator, independent for each path such as ("train", 3)."""
     words = [zlib.crc32(str(part).encode()) for part in path]
     return int(np.random.SeedSequence([seed, *words]).generate_state(1)[0]) % LEVEL_LIMIT
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the likeliest one, or all of them."""
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the closest known one, or all of them."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean '{close[0]}'?" if close else f"; choose one of: {', '.join(known)}."
+    return f"; did you mean '{close[0]}'?" if close else f"; choose one of: {', '.join(known) or 'none yet'}."
 
 
-def _coerce(name: str, value: object) -> object:
+def _coerce(name: str, kind: type, value: object) -> object:
     """Accept what means the same in the field's type (1e6 for an int, numpy scalars); refuse the rest."""
-    kind = FIELD_TYPES[name]
     if isinstance(value, np.generic):
         value = value.item()
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -205,27 +235,39 @@ def _coerce(name: str, value: object) -> object:
         return int(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         words = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
-        raise ConfigError(f"{name} must be {words[kind]}, not {value!r}.")
+        raise ConfigError(f"{name} must be {words.get(kind, kind)}, not {value!r}.")
     return value
 
 
+# The least value of each whole number, and the (lowest, highest) value of each fraction.
+_AT_LEAST = {
+    "num_envs": 1, "num_steps": 1, "total_steps": 1, "num_epochs": 1, "num_minibatches": 1, "sequence_length": 1,
+    "width_scale": 1, "eval_episodes": 1, "checkpoint_interval": 1, "num_levels": 0, "start_level": 0, "seed": 0,
+    "value_coef": 0, "entropy_coef": 0,
+}  # fmt: skip
+_CHOICES = {
+    "env_name": GAMES,
+    "distribution_mode": DISTRIBUTION_MODES,
+    "encoder_init": ("orthogonal", "glorot"),
+    "precision": ("auto", "float32", "bf16", "fp16"),
+}
+
+
 def _check(c: PPOConfig) -> None:
-    """Raise ConfigError for the first setting that can't work."""
+    """Raise ConfigError for the first setting that cannot work."""
 
     def need(condition: bool, sentence: str) -> None:
         if not condition:
             raise ConfigError(sentence)
 
-    need(c.env_name in GAMES, f"There is no Procgen game '{c.env_name}'{_nearest(c.env_name, GAMES)}")
-    need(
-        c.distribution_mode in DISTRIBUTION_MODES,
-        f"There is no distribution_mode '{c.distribution_mode}'{_nearest(c.distribution_mode, DISTRIBUTION_MODES)}",
-    )
-    for name in ("num_envs", "num_steps", "total_steps", "num_epochs", "num_minibatches", "sequence_length",
-                 "width_scale", "eval_episodes", "checkpoint_interval"):  # fmt: skip
-        need(getattr(c, name) >= 1, f"{name} must be at least 1, not {getattr(c, name)}.")
+    for name, choices in _CHOICES.items():
+        value = getattr(c, name)
+        need(value in choices, f"There is no {name} '{value}'{suggest(value, choices)}")
+    for name, least in _AT_LEAST.items():
+        value = getattr(c, name)
+        need(least <= value < math.inf, f"{name} must be at least {least}, not {value}.")
     for name in ("num_levels", "start_level", "seed"):
-        need(0 <= getattr(c, name) < LEVEL_LIMIT, f"{name} must be from 0 to {LEVEL_LIMIT - 1}.")
+        need(getattr(c, name) < LEVEL_LIMIT, f"{name} must be from 0 to {LEVEL_LIMIT - 1}.")
     need(
         c.start_level + c.num_levels < LEVEL_LIMIT,
         f"start_level + num_levels must stay below {LEVEL_LIMIT}, so that unseen levels remain.",
@@ -239,35 +281,23 @@ def _check(c: PPOConfig) -> None:
     for name in ("gamma", "gae_lambda", "reward_gamma"):
         need(0 <= getattr(c, name) <= 1, f"{name} must be between 0 and 1, not {getattr(c, name)}.")
     need(0 < c.clip_range < 1, f"clip_range must be between 0 and 1, not {c.clip_range}.")
-    for name in ("value_coef", "entropy_coef"):
-        value = getattr(c, name)
-        need(0 <= value < math.inf, f"{name} must be 0 or more, not {value}.")
     need(0 < c.max_grad_norm < math.inf, f"max_grad_norm must be above 0, not {c.max_grad_norm}.")
-    need(
-        c.encoder_init in ("orthogonal", "glorot"),
-        f"encoder_init must be orthogonal or glorot, not '{c.encoder_init}'.",
-    )
     kind, _, index = c.device.partition(":")
     need(
         c.device in ("auto", "cpu", "cuda") or (kind == "cuda" and index.isdecimal()),
         f"device must be auto, cpu, cuda or cuda:INDEX, not '{c.device}'.",
     )
-    need(
-        c.precision in ("auto", "float32", "bf16", "fp16"),
-        f"precision must be auto, float32, bf16 or fp16, not '{c.precision}'.",
-    )
+    units, unit = c.batch_size, "steps"
     if c.recurrent:
         need(
             c.num_steps % c.sequence_length == 0,
-            f"sequence_length {c.sequence_length} doesn't divide num_steps {c.num_steps}; "
+            f"sequence_length {c.sequence_length} does not divide num_steps {c.num_steps}; "
             f"try {_divisor_near(c.num_steps, c.sequence_length)}.",
         )
-    units, unit = c.batch_size, "steps"
-    if c.recurrent:
         units, unit = c.batch_size // c.sequence_length, f"sequences of {c.sequence_length} steps"
     need(
         units % c.num_minibatches == 0,
-        f"num_minibatches {c.num_minibatches} doesn't divide the {units} {unit} of a rollout "
+        f"num_minibatches {c.num_minibatches} does not divide the {units} {unit} of a rollout "
         f"({c.num_envs} envs x {c.num_steps} steps); try {_divisor_near(units, c.num_minibatches)}.",
     )
 
@@ -276,3 +306,6 @@ def _divisor_near(whole: int, wish: int) -> int:
     """The divisor of `whole` nearest to `wish`."""
     divisors = (d for low in range(1, math.isqrt(whole) + 1) if whole % low == 0 for d in (low, whole // low))
     return min(divisors, key=lambda d: abs(d - wish))
+
+
+FIELD_TYPES = field_types(PPOConfig)

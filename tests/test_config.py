@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppo_lib.config import (
-    FIELD_TYPES,
+    ABSENT,
+    field_types,
     LEVEL_LIMIT,
     PRESETS,
     UNSEEN_RESERVE,
@@ -42,8 +43,8 @@ def test_paper_preset_is_the_published_protocol():
 )
 def test_json_both_ways(**fields):
     config = PPOConfig(**fields)
-    assert PPOConfig.from_json(config.to_json()) == config
-    assert set(json.loads(config.to_json())) == set(FIELD_TYPES)
+    assert PPOConfig.from_saved_json(config.to_json()) == config
+    assert set(json.loads(config.to_json())) == set(field_types(PPOConfig))
 
 
 @given(start=st.integers(0, LEVEL_LIMIT // 2), count=st.integers(1, LEVEL_LIMIT // 2 - 1))
@@ -71,11 +72,11 @@ def test_unlimited_training_leaves_levels_unseen():
         ({"learning_rate": 0}, "above 0"),
         ({"learning_rate": float("inf")}, "above 0"),
         ({"clip_range": 1.0}, "between 0 and 1"),
-        ({"entropy_coef": -0.1}, "0 or more"),
+        ({"entropy_coef": -0.1}, "at least 0"),
         ({"max_grad_norm": 0}, "above 0"),
         ({"num_envs": 0}, "at least 1"),
         ({"total_steps": -5}, "at least 1"),
-        ({"num_levels": -1}, "from 0 to"),
+        ({"num_levels": -1}, "at least 0"),
         ({"start_level": 2**31}, "from 0 to"),
         ({"start_level": 2**31 - 10, "num_levels": 100}, "unseen levels remain"),
         ({"start_level": 5, "num_levels": 0}, "leave start_level at 0"),
@@ -84,8 +85,8 @@ def test_unlimited_training_leaves_levels_unseen():
         ({"eval_interval": -2}, "eval_interval"),
         ({"device": "gpu"}, "device must be"),
         ({"device": "cuda:x"}, "device must be"),
-        ({"precision": "half"}, "precision must be"),
-        ({"encoder_init": "xavier"}, "encoder_init must be"),
+        ({"precision": "half"}, "no precision 'half'; choose one of: auto"),
+        ({"encoder_init": "xavier"}, "no encoder_init 'xavier'; choose one of: orthogonal"),
         ({"num_envs": 2.5}, "whole number"),
         ({"num_envs": "many"}, "whole number"),
         ({"recurrent": 1}, "true or false"),
@@ -111,7 +112,7 @@ def test_unknown_preset_names_the_nearest():
 def test_broken_json_is_explained():
     for text in ("{", "[1]"):
         with pytest.raises(ConfigError):
-            PPOConfig.from_json(text)
+            PPOConfig.from_saved_json(text)
 
 
 def test_whole_floats_count_as_integers_and_configs_are_frozen():
@@ -130,3 +131,38 @@ def test_derived_seeds_differ_by_path_and_repeat():
     seeds = {derive_seed(s, *path) for s in (0, 1) for path in (("train", 0), ("train", 1), ("unseen",), ("weights",))}
     assert len(seeds) == 8 and all(0 <= seed < LEVEL_LIMIT for seed in seeds)
     assert derive_seed(3, "train", 1) == derive_seed(3, "train", 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfigWithField(PPOConfig):
+    """What a method with a setting of its own makes of PPOConfig."""
+
+    my_coef: float = 0.1
+
+
+def test_a_subclass_with_a_field_of_its_own_is_a_config():
+    config = ConfigWithField(my_coef=1)
+    assert config.my_coef == 1.0 and isinstance(config.my_coef, float)
+    assert config.replace(gamma=0.9) == ConfigWithField(my_coef=1.0, gamma=0.9)
+    assert "my_coef" in field_types(ConfigWithField) and "my_coef" not in field_types(PPOConfig)
+    with pytest.raises(ConfigError, match="did you mean 'my_coef'"):
+        config.replace(my_coeff=2)
+    with pytest.raises(ConfigError, match="my_coef must be a number"):
+        ConfigWithField(my_coef="x")
+
+
+def test_a_saved_config_keeps_fields_of_a_subclass_that_the_reader_does_not_have():
+    saved = ConfigWithField(my_coef=0.3, seed=4).to_json()
+    read = PPOConfig.from_saved_json(saved)
+    assert isinstance(read, PPOConfig) and read.to_json() == saved
+    assert ConfigWithField.from_saved_json(saved) == ConfigWithField(my_coef=0.3, seed=4)
+
+
+def test_a_field_that_a_saved_config_lacks_means_what_the_code_did_then():
+    saved = PPOConfig().to_dict()
+    for name in ABSENT:
+        del saved[name]
+    assert PPOConfig.from_saved(saved).to_dict() == {**PPOConfig().to_dict(), **ABSENT}
+    del saved["gamma"]  # every run has saved it: today's default must not replace it
+    with pytest.raises(ConfigError, match="lacks gamma"):
+        PPOConfig.from_saved(saved)
