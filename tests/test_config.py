@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from ppo_lib.config import (
     ABSENT,
-    field_types,
     LEVEL_LIMIT,
     PRESETS,
     UNSEEN_RESERVE,
     ConfigError,
     PPOConfig,
     derive_seed,
+    field_types,
     preset,
 )
 
