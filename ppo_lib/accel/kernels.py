@@ -9,9 +9,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
+import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -19,24 +22,17 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 SOURCE = Path(__file__).with_name("impala.c")
 CPU = Path("/proc/cpuinfo")
+COMPILER = "cc"
 FLAGS = ("-O3", "-fopenmp", "-fPIC")
 AVX2, AVX512 = {"avx2", "fma", "bmi2"}, {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 RGB = 3
 INPUTS, OUTPUTS = (RGB, 16, 32), (16, 32)  # channels that the functions are compiled for
 LANES = 16  # channels of an image are a multiple of it
-
-
-def runs_block(x: Tensor, channels: int) -> bool:
-    """Whether impala_block takes x [B, C, H, W] to so many channels here, and faster than torch."""
-    fits = x.shape[1] in INPUTS and channels in OUTPUTS
-    asks_too_much = x.shape[1] == RGB and x.requires_grad  # no gradient is computed for the image itself
-    return fits and not asks_too_much and _runs(x) and not torch_convolves(x.dtype)
 
 
 def impala_block(x: Tensor, *parameters: Tensor) -> Tensor:
@@ -50,19 +46,16 @@ def impala_block(x: Tensor, *parameters: Tensor) -> Tensor:
 
 
 def max_pool(x: Tensor) -> Tensor:
-    """The maximum of each 3x3 window, two pixels apart. [B, C, H, W] -> [B, C, (H + 1) // 2, (W + 1) // 2]."""
-    if _runs(x) and x.shape[1] % LANES == 0:
-        return _MaxPool.apply(x)
-    return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+    """The maximum of each 3x3 window, two pixels apart. [B, C, H, W] -> [B, C, (H + 1) // 2, (W + 1) // 2].
+
+    C must be a multiple of LANES.
+    """
+    return _MaxPool.apply(x)
 
 
 def torch_convolves(dtype: torch.dtype) -> bool:
     """Whether the processor has matrix units for this type, which torch's convolutions use."""
     return dtype == torch.bfloat16 and "amx_bf16" in features()
-
-
-def _runs(x: Tensor) -> bool:
-    return x.device.type == "cpu" and library(x.dtype) is not None
 
 
 @lru_cache(maxsize=1)
@@ -75,26 +68,53 @@ def features() -> frozenset[str]:
     return frozenset(next((line.split() for line in lines if line.startswith("flags")), ()))
 
 
-@lru_cache
 def library(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The functions for this type, or None where they can't be had. Compiled in some 2 seconds, once on a machine."""
+    """The functions for this type, or None where `load` finds none."""
+    return load(dtype)[0]
+
+
+@lru_cache
+def load(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
+    """The functions for this type, or None and why. Compiled in some 2 seconds, once on a machine."""
     flags = _flags(dtype)
     if flags is None:
-        return None
-    try:
-        name = hashlib.sha256(SOURCE.read_bytes() + " ".join(flags).encode()).hexdigest()[:16]
-        target = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "ppo_lib", f"impala-{name}.so")
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-                compiled, linked = Path(folder, "impala.o"), Path(folder, "impala.so")
-                _cc(*flags, "-c", "-o", str(compiled), str(SOURCE))
-                # linked without -fopenmp: torch has loaded its own OpenMP, whose threads are shared
-                _cc("-shared", "-o", str(linked), str(compiled))
-                linked.replace(target)  # whole or not at all, whoever else compiles it now
-        return ctypes.CDLL(str(target))
-    except (OSError, RuntimeError, subprocess.SubprocessError):
-        return None
+        return None, f"the processor has no {'AVX512-BF16' if dtype == torch.bfloat16 else 'AVX2'}"
+    if shutil.which(COMPILER) is None:
+        return None, f"there is no C compiler ({COMPILER})"
+    name = hashlib.sha256(SOURCE.read_bytes() + " ".join(flags).encode()).hexdigest()[:16]
+    problem = ""
+    for folder in _cache_folders():
+        try:
+            return ctypes.CDLL(str(_compile(folder / f"impala-{name}.so", flags))), ""
+        except subprocess.SubprocessError as error:
+            return None, f"the C compiler failed: {error}"
+        except OSError as error:
+            problem = f"no folder can keep them: {error}"
+    return None, problem
+
+
+def _cache_folders() -> list[Path]:
+    """Where the compiled functions may be kept: the user's cache, or a folder of the user's below /tmp."""
+    folders = [Path(tempfile.gettempdir(), f"ppo_lib-{os.getuid()}")]
+    with contextlib.suppress(RuntimeError):  # there may be no home
+        folders.insert(0, Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "ppo_lib"))
+    return folders
+
+
+def _compile(target: Path, flags: Sequence[str]) -> Path:
+    """Compile impala.c unless it has been. Raises OSError if the folder can't be used."""
+    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    owner = target.parent.stat()
+    if owner.st_uid != os.getuid() or owner.st_mode & stat.S_IWOTH:  # others could put their own code there
+        raise PermissionError(f"{target.parent} belongs to another user or is writable by all")
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            compiled, linked = Path(folder, "impala.o"), Path(folder, "impala.so")
+            _cc(*flags, "-c", "-o", str(compiled), str(SOURCE))
+            # linked without -fopenmp: torch has loaded its own OpenMP, whose threads are shared
+            _cc("-shared", "-o", str(linked), str(compiled))
+            linked.replace(target)  # whole or not at all, whoever else compiles it now
+    return target
 
 
 def _flags(dtype: torch.dtype) -> tuple[str, ...] | None:
@@ -107,7 +127,7 @@ def _flags(dtype: torch.dtype) -> tuple[str, ...] | None:
 
 
 def _cc(*arguments: str) -> None:
-    subprocess.run(["cc", *arguments], check=True, capture_output=True, timeout=120)
+    subprocess.run([COMPILER, *arguments], check=True, capture_output=True, timeout=120)
 
 
 class _Block(torch.autograd.Function):
