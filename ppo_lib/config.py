@@ -33,7 +33,7 @@ UNSEEN_RESERVE = 2**24  # levels at the top that "unlimited" training (num_level
 
 
 # What the code did before a field existed: the value of that field in older config.json and checkpoint files.
-ABSENT: dict[str, object] = {"encoder_init": "orthogonal"}
+ABSENT: dict[str, object] = {"encoder_init": "orthogonal", "algorithm": "ppo"}
 
 
 class UserError(Exception):
@@ -63,7 +63,8 @@ class PPOConfig:
     num_envs: int = 64  # N, games played in parallel
     num_steps: int = 256  # T, steps per game between two updates
     total_steps: int = 180_000  # game steps of all environments together
-    # PPO
+    # learning
+    algorithm: str = "ppo"  # a name in ppo_lib.methods.ALGORITHMS
     num_epochs: int = 3  # passes over each rollout
     num_minibatches: int = 8  # gradient steps per pass
     learning_rate: float = 5e-4  # Adam's step size

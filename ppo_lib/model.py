@@ -1,10 +1,10 @@
-"""The IMPALA encoder and the GRU core.
+"""The IMPALA encoder and the GRU core, in plain torch: what is written is what runs.
 
 - ReLUs are never in place: a residual skip must carry x, not relu(x).
-- Orthogonal initialisation reaches every convolution, linear layer and each of the GRU's gate matrices.
-- The GRU zeroes its state *before* a step that begins an episode; `reset[t]` is `done[t - 1]`.
+- Orthogonal initialisation reaches every convolution, every linear layer and each of the GRU's gate matrices.
+- The GRU zeroes its state *before* a step that begins an episode: `episode_start[t]` is `done[t - 1]`.
 - The encoder may run in reduced precision (autocast); the GRU and everything after it are float32.
-- On CPUs, C functions compute the blocks faster (kernels.py). What they compute is what is written here.
+- On CPUs, `ppo_lib.accel.attach` can compute unchanged blocks in C. An edited block computes what is written.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppo_lib.accel import kernels
-
 IMPALA_CHANNELS = (16, 32, 32)
 FEATURES = 256  # D: width of the encoder's output and of the GRU's state
-# sqrt(2), the textbook's gain under ReLUs, would double the variance in each of six residual blocks: first values of
-# 10, and a slow start. 1/sqrt(3) gives the weights the size of torch's own initialisation. Glorot's, with which the
-# published runs began, are almost twice as large; what that changes: results/protocol-2m/updates.md.
+# The textbook gain under ReLUs, sqrt(2), doubles the variance in each of the six residual blocks: initial values near
+# 10 and a slow start. 1/sqrt(3) gives weights the size of torch's own initialisation. Glorot's, which the published
+# runs use, are almost twice as large; results/protocol-2m/updates.md shows the effect.
 ENCODER_GAIN = 3**-0.5
 
 
@@ -36,25 +34,17 @@ class ResidualBlock(nn.Module):
 
 
 class ImpalaBlock(nn.Module):
-    """Conv, max-pool (halves H and W, rounding up), two residual blocks. [B, C, H, W] -> [B, C', H/2, W/2].
-
-    in_c: let kernels.py compute it, where it can.
-    """
+    """Conv, max-pool (halves H and W, rounding up), two residual blocks. [B, C, H, W] -> [B, C', H/2, W/2]."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.in_c = True
         self.residual1 = ResidualBlock(out_channels)
         self.residual2 = ResidualBlock(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.in_c and kernels.runs_block(x, self.conv.out_channels):
-            return kernels.impala_block(x, *self.parameters())
-        x = self.conv(x)
-        x = kernels.max_pool(x) if self.in_c else self.pool(x)
-        return self.residual2(self.residual1(x))
+        return self.residual2(self.residual1(self.pool(self.conv(x))))
 
 
 class ImpalaEncoder(nn.Module):
@@ -72,17 +62,11 @@ class ImpalaEncoder(nn.Module):
             height, width, channels = (height + 1) // 2, (width + 1) // 2, out_channels
         self.blocks = nn.Sequential(*blocks)
         self.linear = nn.Linear(channels * height * width, FEATURES)
-        # Convolutions are about twice as fast on CPUs, and use tensor cores on GPUs, with channels innermost.
+        # With channels innermost, convolutions are about twice as fast on CPUs and use tensor cores on GPUs.
         self.to(memory_format=torch.channels_last)
 
-    def by_torch(self) -> ImpalaEncoder:
-        """Compute by torch's layers alone from now on: to compare, and to count operations. Returns itself."""
-        for block in self.blocks:
-            block.in_c = False
-        return self
-
     def forward(self, obs: Tensor) -> Tensor:
-        # HWC bytes seen as CHW are channels_last already: the permutation copies nothing.
+        # HWC bytes viewed as CHW are channels_last already: the permutation copies nothing.
         dtype = torch.get_autocast_dtype(obs.device.type) if torch.is_autocast_enabled(obs.device.type) else None
         x = obs.permute(0, 3, 1, 2).to(dtype or self.linear.weight.dtype) / 255
         return F.relu(self.linear(F.relu(self.blocks(x)).flatten(1)))
@@ -91,19 +75,19 @@ class ImpalaEncoder(nn.Module):
 class GRUCore(nn.Module):
     """A GRU whose state is zeroed where episodes begin. Source: Cho et al., 1406.1078, in torch's gate order r, z, n.
 
-    The weights live in an `nn.GRU`, and without resets the output equals that module's (tested). The loop runs over
-    time only; projecting all inputs at once leaves one small matrix product a step.
+    The weights live in an `nn.GRU`; without episode starts the output equals that module's (tested). The loop runs
+    over time only: all inputs are projected at once, which leaves one small matrix product per step.
     """
 
     def __init__(self, size: int = FEATURES) -> None:
         super().__init__()
         self.gru = nn.GRU(size, size)
 
-    def forward(self, x: Tensor, state: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
-        """x [L, B, D], state [B, D] before step 0, reset bool [L, B] -> outputs [L, B, D], last state [B, D]."""
+    def forward(self, x: Tensor, state: Tensor, episode_start: Tensor) -> tuple[Tensor, Tensor]:
+        """x [L, B, D], state [B, D] before step 0, episode_start bool [L, B] -> outputs [L, B, D], state [B, D]."""
         gru = self.gru
         projected = F.linear(x, gru.weight_ih_l0, gru.bias_ih_l0)
-        keep = (~reset).to(x.dtype).unsqueeze(-1)
+        keep = (~episode_start).to(x.dtype).unsqueeze(-1)
         outputs = []
         for inputs, keep_t in zip(projected.unbind(0), keep.unbind(0), strict=True):
             state = state * keep_t
@@ -119,7 +103,7 @@ class GRUCore(nn.Module):
 def glorot_init(module: nn.Module) -> None:
     """Uniform weights of variance 2 / (fan_in + fan_out) and zero biases in every conv and linear layer below `module`.
 
-    TensorFlow's default: the encoder of openai/baselines, and so of the published runs, begins with it.
+    TensorFlow's default, and therefore the initialisation of openai/baselines and of the published runs.
     Source: Glorot and Bengio 2010, equation 16.
     """
     for layer in module.modules():
@@ -131,11 +115,11 @@ def glorot_init(module: nn.Module) -> None:
 def orthogonal_init(module: nn.Module, gain: float = 1.0) -> None:
     """Orthogonal weights and zero biases in every conv, linear and GRU below `module` (Saxe et al., 1312.6120).
 
-    A GRU's stacked gates are three matrices [D, D]; each becomes orthogonal by itself, with gain 1.
+    A GRU stacks three gate matrices [D, D]; each becomes orthogonal on its own, with gain 1.
     """
     for layer in module.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            # through a contiguous matrix: torch's function refuses channels_last weights
+            # through a contiguous matrix: torch's function rejects channels_last weights
             layer.weight.detach().copy_(nn.init.orthogonal_(torch.empty(layer.weight.shape), gain))
             nn.init.zeros_(layer.bias)
         elif isinstance(layer, nn.GRU):

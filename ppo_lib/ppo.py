@@ -1,38 +1,36 @@
 """Proximal policy optimisation: a pure loss function, and PPO, which acts and learns with it.
 
 - `ppo_loss` is the clipped objective of the paper (1707.06347, equations 7 and 9), free of any state.
+- A new method subclasses PPO and overrides `loss` or `after_update`; whatever metrics these return are logged.
 - Gradients of micro-batches are averaged, not summed: their size changes speed and memory, never the result.
-- Diagnostics are means over all minibatches of all epochs, gathered on the device and read once an update.
-- Learning rate, clip range and entropy coefficient are plain attributes: a notebook may move them while it trains.
+- Metrics are means over all minibatches of all epochs, gathered on the device and read once per update.
+- Learning rate, clip range and entropy coefficient are plain attributes: a notebook may change them during training.
 """
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ppo_lib.accel.distributed import ALONE, Group
-from ppo_lib.accel.graphs import Graphed
-from ppo_lib.accel.hardware import Hardware
 from ppo_lib.config import PPOConfig, UserError, derive_seed
 from ppo_lib.policy import ActorCritic, sample_actions, sampling_noise
 from ppo_lib.storage import Batch, RolloutStorage
 
-DIAGNOSTICS = (
-    "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm", "explained_variance",
-)  # fmt: skip
+Metrics = dict[str, Tensor]
 
 
 class DivergedError(UserError):
-    """A loss or gradient that is not finite: the weights are lost, the last checkpoint is not."""
+    """A loss or gradient is not finite: the weights are lost, the last checkpoint is not."""
 
 
-class Prediction(NamedTuple):
-    """What the network says about one step: action int64 [N], log_prob, value [N], state [N, S], logits [N, A]."""
+class Action(NamedTuple):
+    """The network's answer to one step: action int64 [N], log_prob, value [N], state [N, S], logits [N, A]."""
 
     action: Tensor
     log_prob: Tensor
@@ -56,13 +54,11 @@ def normalize_advantage(advantage: Tensor) -> Tensor:
     return (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
 
 
-def ppo_loss(
-    logits: Tensor, value: Tensor, batch: Batch, coefficients: Coefficients
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """PPO's loss on a (micro-)batch whose advantages are normalised already.
+def ppo_loss(logits: Tensor, value: Tensor, batch: Batch, coefficients: Coefficients) -> tuple[Tensor, Metrics]:
+    """PPO's loss on a (micro-)batch whose advantages are already normalised.
 
-    logits: [..., A] and value: [...] of the network now; batch: what it was when the actions were taken, [...].
-    Returns the loss (scalar: policy + value_coef * value - entropy_coef * entropy) and diagnostics (scalars):
+    logits: [..., A] and value: [...] of the current network; batch: the rollout's, [...].
+    Returns the loss (scalar: policy + value_coef * value - entropy_coef * entropy) and metrics (scalars):
     policy_loss, value_loss, entropy, approx_kl (k3 estimator), clip_fraction.
     """
     c = coefficients
@@ -81,128 +77,140 @@ def ppo_loss(
     entropy = -(log_probs.exp() * log_probs).sum(-1).mean()
     loss = policy_loss + c.value_coef * value_loss - c.entropy_coef * entropy
     with torch.no_grad():
-        diagnostics = {
+        metrics = {
             "policy_loss": policy_loss,
             "value_loss": value_loss,
             "entropy": entropy,
             "approx_kl": (ratio - 1 - log_ratio).mean(),
             "clip_fraction": ((ratio - 1).abs() > c.clip_range).float().mean(),
         }
-    return loss, {name: figure.detach() for name, figure in diagnostics.items()}
+    return loss, {name: value.detach() for name, value in metrics.items()}
 
 
 def explained_variance(value: Tensor, return_: Tensor) -> Tensor:
-    """1 - Var[return - value] / Var[return]: 1 is perfect, 0 is no better than a constant. Any shape; scalar."""
-    return 1 - (return_ - value).var(correction=0) / return_.var(correction=0).clamp(min=1e-8)
+    """1 - Var[return - value] / Var[return]: 1 is perfect, 0 no better than a constant. Any shape; scalar.
+
+    nan where the returns are constant (up to rounding), since there is nothing to explain.
+    """
+    variance = return_.var(correction=0)
+    explained = 1 - (return_ - value).var(correction=0) / variance
+    return explained.where(variance > 1e-10 * return_.square().mean(), torch.nan)
 
 
 class PPO:
-    """Acts with a policy (`predict`) and improves it on a rollout (`optimize`).
+    """Acts with a policy (`act`) and improves it on a rollout (`update`).
 
-    group: the processes that learn together; each calls optimize with its own part of the rollout.
+    policy: an ActorCritic, or a module with its interface; its device and autocast_dtype decide how PPO computes.
+    micro_batch: steps per forward and backward pass; default: a whole minibatch.
     """
 
-    def __init__(self, policy: ActorCritic, config: PPOConfig, hardware: Hardware, group: Group = ALONE) -> None:
-        self.policy, self.config, self.hardware, self.group = policy, config, hardware, group
+    def __init__(self, policy: ActorCritic, config: PPOConfig, micro_batch: int | None = None) -> None:
+        self.policy, self.config, self.micro_batch = policy, config, micro_batch or config.minibatch_size
+        self.device = next(policy.parameters()).device
         self.learning_rate = config.learning_rate
         self.coefficients = Coefficients(
             config.clip_range, config.clip_value_loss, config.value_coef, config.entropy_coef
         )
-        self.network = self.group.parallel(policy)
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate, eps=1e-5, fused=True)
-        action_seed, batch_seed = (derive_seed(config.seed, use, *group.path) for use in ("actions", "minibatches"))
-        self.action_generator = torch.Generator(hardware.device).manual_seed(action_seed)
-        self.batch_generator = torch.Generator().manual_seed(batch_seed)
-        self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.dtype == torch.float16)
-        self._act = Graphed(self._sample, hardware.cuda_graphs)
-        self._learn = Graphed(
-            self._gradients, hardware.cuda_graphs and self.group.size == 1, lambda: astuple(self.coefficients)
+        self.action_generator = torch.Generator(self.device).manual_seed(derive_seed(config.seed, "actions"))
+        self.batch_generator = torch.Generator().manual_seed(derive_seed(config.seed, "minibatches"))
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=getattr(policy, "autocast_dtype", None) == torch.float16
         )
 
-    @torch.no_grad()
-    def predict(self, obs: Tensor, state: Tensor, reset: Tensor) -> Prediction:
-        """Sample an action for each environment. obs uint8 [N, H, W, C], state [N, S], reset bool [N].
+    # --- acting ----------------------------------------------------------------------------------------------------
 
-        On a GPU the next call overwrites the results: copy what is to last.
+    @torch.no_grad()
+    def act(self, obs: Tensor, state: Tensor, episode_start: Tensor) -> Action:
+        """Sample an action per environment. obs uint8 [N, H, W, C], state [N, S], episode_start bool [N].
+
+        On a GPU the next call overwrites the results: copy what has to last.
         """
         noise = sampling_noise(len(obs), self.policy.num_actions, self.action_generator)
-        return Prediction(*self._act(obs, state, reset, noise))
+        return Action(*self._sample(obs, state, episode_start, noise))
 
-    def _sample(self, obs: Tensor, state: Tensor, reset: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
-        logits, value, state = self.policy(obs, state, reset)
+    def _sample(self, obs: Tensor, state: Tensor, episode_start: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+        logits, value, state = self.policy(obs, state, episode_start)
         action = sample_actions(logits, noise)
         log_prob = logits.log_softmax(-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
         return action, log_prob, value, state, logits
 
     @torch.no_grad()
-    def predict_value(self, obs: Tensor, state: Tensor, reset: Tensor) -> Tensor:
-        """Values [N] of observations, without a step: the caller's state stays as it is. Shapes as in predict."""
-        return self.policy(obs, state, reset)[1]
+    def value(self, obs: Tensor, state: Tensor, episode_start: Tensor) -> Tensor:
+        """Values [N] of observations. The caller's state does not advance. Shapes as in act."""
+        return self.policy(obs, state, episode_start)[1]
 
-    def optimize(self, storage: RolloutStorage, between_steps: Callable[[], None] = lambda: None) -> dict[str, float]:
+    # --- learning --------------------------------------------------------------------------------------------------
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """The loss of a (micro-)batch (scalar) and metrics (scalars). Override it for another objective."""
+        logits, value, _ = self.policy(batch.obs, batch.state, batch.episode_start)
+        return ppo_loss(logits, value, batch, self.coefficients)
+
+    def after_update(self, storage: RolloutStorage) -> dict[str, float]:
+        """Override it for what follows the gradient steps on a rollout; returns metrics to log."""
+        return {}
+
+    def update(self, storage: RolloutStorage, between_steps: Callable[[], None] = lambda: None) -> dict[str, float]:
         """num_epochs passes of num_minibatches gradient steps over a rollout with advantages.
 
-        between_steps is called before each gradient step; what it raises ends the update.
-
-        Returns the diagnostics of `ppo_loss`, grad_norm (before clipping) and explained_variance.
-        Raises DivergedError if any of them is not finite.
+        between_steps is called before each gradient step; an exception that it raises ends the update.
+        Returns the metrics of `loss`, explained_variance, grad_norm (before clipping) and those of `after_update`.
+        Raises DivergedError if the loss or gradient is not finite.
         """
-        rows = []
+        rows: list[Metrics] = []
         for _ in range(self.config.num_epochs):
             for batch in storage.minibatches(self.config.num_minibatches, self.batch_generator):
                 between_steps()
                 rows.append(self._gradient_step(batch))
-        value, return_ = self.group.concat(storage.value), self.group.concat(storage.return_)
-        table = torch.stack(rows)
+        table = torch.stack([torch.stack(list(row.values())) for row in rows])
         means = table.nanmean(0) if self.scaler.is_enabled() else table.mean(0)
-        means = torch.cat([means, explained_variance(value, return_).unsqueeze(0)])
-        figures = dict(zip(DIAGNOSTICS, means.tolist(), strict=True))
-        _check_finite(figures)
-        return figures
+        *means, explained = torch.cat([means, self.explained_variance(storage).unsqueeze(0)]).tolist()
+        metrics = dict(zip(rows[0], means, strict=True))
+        grad_norm = metrics.pop("grad_norm")
+        metrics |= {"explained_variance": explained, "grad_norm": grad_norm}
+        _check_finite(metrics)
+        return metrics | self.after_update(storage)
 
-    def _gradient_step(self, batch: Batch) -> Tensor:
-        """One Adam step on a minibatch, whose gradient is the mean over its micro-batches. Returns diagnostics [6]."""
+    def _gradient_step(self, batch: Batch) -> Metrics:
+        """One Adam step on a minibatch. Returns the metrics of its loss and grad_norm."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
-        batch.advantage = self.group.columns(normalize_advantage(self.group.concat(batch.advantage)))
-        steps_per_unit = batch.action.numel() // len(batch.state)
-        units = max(1, self.hardware.micro_batch // steps_per_unit)
-        if units >= len(batch.state):
-            diagnostics, *gradients = self._learn(*vars(batch).values())
-            for parameter, gradient in zip(self.policy.parameters(), gradients, strict=True):
-                parameter.grad = gradient
-        else:
-            diagnostics = self._accumulate(batch, units)
-        diagnostics = self.group.mean(diagnostics)
+        batch.advantage = self.normalize_advantage(batch.advantage)
+        metrics = self.gradient(batch)
         self.scaler.unscale_(self.optimizer)
         grad_norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
-        if self.scaler.is_enabled():  # where the scaled gradient overflows, the step is left out and the scale halved
+        if self.scaler.is_enabled():  # where the scaled gradient overflows, the step is skipped and the scale halved
             grad_norm = grad_norm.where(grad_norm.isfinite(), torch.nan)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return torch.cat([diagnostics, grad_norm.unsqueeze(0)])
+        return {**metrics, "grad_norm": grad_norm}
 
-    def _gradients(self, *fields: Tensor) -> tuple[Tensor, ...]:
-        """The fields of a Batch -> diagnostics [5] and the gradient of each parameter."""
-        batch = Batch(*fields)
-        diagnostics = self._accumulate(batch, len(batch.state))
-        return diagnostics, *(parameter.grad for parameter in self.policy.parameters())
-
-    def _accumulate(self, batch: Batch, units: int) -> Tensor:
-        """Leave the minibatch's gradient in the parameters, `units` steps or sequences at a time -> diagnostics [5]."""
+    def gradient(self, batch: Batch) -> Metrics:
+        """Leave the gradient of a minibatch, the mean over its micro-batches, in the parameters. Returns metrics."""
         self.optimizer.zero_grad(set_to_none=True)
-        total, done = 0, 0
+        units = max(1, self.micro_batch // (batch.action.numel() // len(batch)))
+        total: Metrics = {}
         for micro in batch.split(units):
-            share, done = micro.action.numel() / batch.action.numel(), done + len(micro.state)
-            with self.group.averaging(self.network, last=done == len(batch.state)):
-                logits, value, _ = self.network(micro.obs, micro.state, micro.reset)
-                loss, diagnostics = ppo_loss(logits, value, micro, self.coefficients)
-                self.scaler.scale(loss * share).backward()
-            total = total + share * torch.stack(list(diagnostics.values()))
+            share = micro.action.numel() / batch.action.numel()
+            loss, metrics = self.loss(micro)
+            self.scaler.scale(loss * share).backward()
+            for name, value in metrics.items():
+                total[name] = total.get(name, 0) + share * value.detach()
         return total
 
+    def normalize_advantage(self, advantage: Tensor) -> Tensor:
+        """Advantages of a minibatch with zero mean and unit standard deviation, same shape."""
+        return normalize_advantage(advantage)
+
+    def explained_variance(self, storage: RolloutStorage) -> Tensor:
+        """How much of the rollout's returns the values predicted, scalar."""
+        return explained_variance(storage.value, storage.return_)
+
+    # --- saving ----------------------------------------------------------------------------------------------------
+
     def state_dict(self) -> dict[str, object]:
-        """Everything that learning goes on from: weights, Adam's moments, generators, loss scale, live settings."""
+        """All that learning depends on: weights, Adam's moments, generators, loss scale, live settings."""
         return {
             "policy": self.policy.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -215,10 +223,14 @@ class PPO:
         }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """The inverse of state_dict. On another kind of device the draws of actions can't go on; they start anew."""
+        """The inverse of state_dict; `state` itself is left alone.
+
+        On another kind of device the action generator cannot continue and starts anew.
+        """
         self.policy.load_state_dict(state["policy"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would keep the caller's tensors
+        if state["scaler"]:  # empty if it was saved by a run without loss scaling
+            self.scaler.load_state_dict(state["scaler"])
         if len(state["action_generator"]) == len(self.action_generator.get_state()):
             self.action_generator.set_state(state["action_generator"].cpu())
         self.batch_generator.set_state(state["batch_generator"].cpu())
@@ -227,10 +239,11 @@ class PPO:
         self.coefficients.entropy_coef = state["entropy_coef"]
 
 
-def _check_finite(figures: dict[str, float]) -> None:
-    bad = [name for name, figure in figures.items() if not torch.isfinite(torch.tensor(figure))]
+def _check_finite(metrics: dict[str, float]) -> None:
+    checked = ("policy_loss", "value_loss", "entropy", "approx_kl", "grad_norm")
+    bad = [name for name in checked if name in metrics and not math.isfinite(metrics[name])]
     if bad:
         raise DivergedError(
-            f"Training diverged: {', '.join(bad)} became {figures[bad[0]]}. The last checkpoint is kept; "
+            f"Training diverged: {', '.join(bad)} became {metrics[bad[0]]}. The last checkpoint is kept; "
             "start a new run with a lower --learning-rate or --max-grad-norm, or with --precision float32."
         )

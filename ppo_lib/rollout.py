@@ -1,26 +1,24 @@
-"""Collecting a rollout: the games and the network in turns.
+"""The loops in which a policy acts and games answer: collecting a rollout, and playing episodes.
 
-- Two halves of the environments take turns: while one half's games run in Procgen's threads, the network acts for
-  the other. The order of actions is fixed, so the overlap changes speed alone.
-- The bootstrap value after the last step reads the state without advancing it.
-- Of several processes each plays its own environments; rewards are normalised by the statistics of all of them.
+- Collector: while the games of one environment run in Procgen's threads, the network acts for the next. The order of
+  actions is fixed, so the overlap changes nothing but speed.
+- The bootstrap value after the last step reads the GRU's state without advancing it.
+- Player carries the GRU's state from step to step and zeroes it between episodes, as training does.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ppo_lib.accel.distributed import Group
-from ppo_lib.accel.hardware import to_device
-from ppo_lib.config import PPOConfig, derive_seed
-from ppo_lib.envs import make_env
+from ppo_lib.policy import sample_actions, sampling_noise
 from ppo_lib.ppo import PPO
 from ppo_lib.storage import RolloutStorage
 from ppo_lib.wrappers import RewardNormalizer
@@ -28,114 +26,171 @@ from ppo_lib.wrappers import RewardNormalizer
 RETURN_WINDOW = 100  # finished episodes that return_mean and length_mean average over
 
 
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """The array as a tensor. A copy to a GPU goes through pinned memory and is not waited for."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
 @dataclass
-class Half:
-    """One half of the environments and what its network state is before the next step."""
+class EnvGroup:
+    """Some of the environments, stepped together, and the network's state before their next step."""
 
     env: gym.vector.VectorEnv
     envs: slice  # its columns in the storage
     state: Tensor  # [n, S]
-    reset: Tensor  # bool [n]: the next observation begins an episode
+    episode_start: Tensor  # bool [n]: the next observation begins an episode
     obs: np.ndarray  # uint8 [n, H, W, C]
 
 
 class Collector:
-    """Plays a config's training environments and keeps count of their episodes.
+    """Collects rollouts with a PPO agent and counts the episodes that end.
 
-    overlap: step one half of the games while the network acts for the other (changes nothing but speed).
+    envs: SAME_STEP vector environments with info["episode"], num_envs in all; they take turns.
+    overlap: let the games of one run while the network acts for the next (changes nothing but speed).
     """
 
-    def __init__(self, config: PPOConfig, ppo: PPO, group: Group, overlap: bool = True) -> None:
-        self.config, self.ppo, self.group, self.overlap = config, ppo, group, overlap
-        self.device = ppo.hardware.device
-        self.normalizer = RewardNormalizer(config.num_envs, config.reward_gamma)
-        self.halves = self._make_halves(config.num_envs // group.size)
+    def __init__(self, ppo: PPO, envs: Sequence[gym.vector.VectorEnv], overlap: bool = True) -> None:
+        self.ppo, self.config, self.overlap = ppo, ppo.config, overlap
+        self.groups, first = [], 0
+        for env in envs:
+            obs, _ = env.reset()
+            start = torch.ones(env.num_envs, dtype=torch.bool, device=ppo.device)
+            columns = slice(first, first := first + env.num_envs)
+            self.groups.append(EnvGroup(env, columns, ppo.policy.initial_state(env.num_envs), start, obs))
+        self.num_envs = first
+        self.normalizer = RewardNormalizer(first, self.config.reward_gamma)
         self.episodes = 0
         self.recent: deque[tuple[float, int]] = deque(maxlen=RETURN_WINDOW)  # (return, length)
 
     def collect(self, storage: RolloutStorage, between_steps: Callable[[], None] = lambda: None) -> Tensor:
-        """Fill the storage with T steps of every environment. Returns the value of the observations after them, [N].
+        """Fill the storage with T steps per environment. Returns the value of the observations after them, [N].
 
-        between_steps is called before each step; what it raises ends the rollout.
+        between_steps is called before each step; an exception that it raises ends the rollout.
         """
         rewards = np.zeros((storage.num_steps, storage.num_envs), dtype=np.float32)
         finished: list[tuple[float, int]] = []
         for t in range(storage.num_steps):
             between_steps()
-            for half in self.halves:
+            for group in self.groups:
                 if t > 0 and self.overlap:
-                    self._receive(storage, half, t - 1, rewards, finished)  # the other half's games run on meanwhile
-                self._act(storage, half, t)
+                    self._receive(storage, group, t - 1, rewards, finished)  # meanwhile the other games run
+                self._act(storage, group, t)
                 if not self.overlap:
-                    self._receive(storage, half, t, rewards, finished)
+                    self._receive(storage, group, t, rewards, finished)
         if self.overlap:
-            for half in self.halves:
-                self._receive(storage, half, storage.num_steps - 1, rewards, finished)
-        for episodes in self.group.all(finished):
-            self.episodes += len(episodes)
-            self.recent.extend(episodes)
-        reward = torch.from_numpy(rewards)
+            for group in self.groups:
+                self._receive(storage, group, storage.num_steps - 1, rewards, finished)
+        self._count(finished)
         if self.config.normalize_reward:
-            everyones, done = self.group.concat(reward), self.group.concat(storage.done.byte().cpu())
-            reward = self.group.columns(torch.from_numpy(self.normalizer(everyones.numpy(), done.numpy())))
-        storage.reward.copy_(reward)
-        return torch.cat([self.ppo.predict_value(to_device(h.obs, self.device), h.state, h.reset) for h in self.halves])
+            rewards = self._normalize(rewards, storage.done.cpu().numpy())
+        storage.reward.copy_(torch.from_numpy(rewards))
+        return torch.cat([self.ppo.value(to_device(g.obs, self.ppo.device), g.state, g.episode_start)
+                          for g in self.groups])  # fmt: skip
 
-    def _act(self, storage: RolloutStorage, half: Half, t: int) -> None:
-        """Choose the half's actions for step t, start its games on them, and store what was known before the step."""
-        storage.add(t, half.envs, obs=to_device(half.obs, self.device), state=half.state, reset=half.reset)
-        prediction = self.ppo.predict(storage.obs[t, half.envs], half.state, half.reset)
-        half.env.step_async(prediction.action.cpu().numpy())
-        half.state = prediction.state.clone()
-        storage.add(t, half.envs, action=prediction.action, log_prob=prediction.log_prob, value=prediction.value)
+    def _act(self, storage: RolloutStorage, group: EnvGroup, t: int) -> None:
+        """Choose the group's actions for step t, start its games on them, and store the step's inputs and outputs."""
+        obs = to_device(group.obs, self.ppo.device)
+        storage.add(t, group.envs, obs=obs, state=group.state, episode_start=group.episode_start)
+        chosen = self.ppo.act(storage.obs[t, group.envs], group.state, group.episode_start)
+        group.env.step_async(chosen.action.cpu().numpy())
+        group.state = chosen.state.clone()
+        storage.add(t, group.envs, action=chosen.action, log_prob=chosen.log_prob, value=chosen.value)
 
-    def _receive(self, storage: RolloutStorage, half: Half, t: int, rewards: np.ndarray, finished: list) -> None:
-        """Wait for the half's games to finish step t and store how they answered."""
-        half.obs, rewards[t, half.envs], terminated, truncated, info = half.env.step_wait()
+    def _receive(self, storage: RolloutStorage, group: EnvGroup, t: int, rewards: np.ndarray, finished: list) -> None:
+        """Wait until the group's games have finished step t and store their answer."""
+        group.obs, rewards[t, group.envs], terminated, truncated, info = group.env.step_wait()
         done = terminated | truncated
-        half.reset = to_device(done, self.device)
-        storage.add(t, half.envs, done=half.reset)
+        group.episode_start = to_device(done, self.ppo.device)
+        storage.add(t, group.envs, done=group.episode_start)
         for i in np.flatnonzero(done):
             finished.append((float(info["episode"]["r"][i]), int(info["episode"]["l"][i])))
 
+    def _count(self, finished: list[tuple[float, int]]) -> None:
+        self.episodes += len(finished)
+        self.recent.extend(finished)
+
+    def _normalize(self, reward: np.ndarray, done: np.ndarray) -> np.ndarray:
+        return self.normalizer(reward, done)
+
     def state_dict(self) -> dict[str, object]:
-        """This process's games and network states, and the counts of all."""
+        """The games, the network's states, and the statistics. (The keys are those of older checkpoints.)"""
         return {
             "episodes": self.episodes,
             "recent": list(self.recent),
             "normalizer": self.normalizer.state_dict(),
             "halves": [
                 {
-                    "env": half.env.get_state(),
-                    "state": half.state.cpu(),
-                    "reset": half.reset.cpu(),
-                    "obs": torch.from_numpy(half.obs),
+                    "env": group.env.get_state(),
+                    "state": group.state.cpu(),
+                    "reset": group.episode_start.cpu(),
+                    "obs": torch.from_numpy(group.obs),
                 }
-                for half in self.halves
+                for group in self.groups
             ],
         }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """The inverse of state_dict."""
+        """The inverse of state_dict; `state` itself is left alone. A step in progress is dropped."""
         self.episodes = state["episodes"]
-        self.recent.extend(tuple(episode) for episode in state["recent"])
+        self.recent = deque((tuple(episode) for episode in state["recent"]), maxlen=RETURN_WINDOW)
         self.normalizer.load_state_dict(state["normalizer"])
-        for half, saved in zip(self.halves, state["halves"], strict=True):
-            half.env.set_state(saved["env"])
-            half.state, half.reset = saved["state"].to(self.device), saved["reset"].to(self.device)
-            half.obs = saved["obs"].numpy()
+        for group, saved in zip(self.groups, state["halves"], strict=True):
+            group.env.set_state(saved["env"])
+            group.state = saved["state"].to(self.ppo.device, copy=True)
+            group.episode_start = saved["reset"].to(self.ppo.device, copy=True)
+            group.obs = saved["obs"].numpy().copy()
 
     def close(self) -> None:
         """Free the games' threads."""
-        for half in self.halves:
-            half.env.close()
+        for group in self.groups:
+            group.env.close()
 
-    def _make_halves(self, n: int) -> list[Half]:
-        halves = []
-        for i, (first, last) in enumerate([(0, n // 2), (n // 2, n)] if n > 1 else [(0, 1)]):
-            env_seed = derive_seed(self.config.seed, "train", i, *self.group.path)
-            env = make_env(self.config, num_envs=last - first, seed=env_seed)
-            obs, _ = env.reset()
-            reset = torch.ones(last - first, dtype=torch.bool, device=self.device)
-            halves.append(Half(env, slice(first, last), self.ppo.policy.initial_state(last - first), reset, obs))
-        return halves
+
+class PlayedStep(NamedTuple):
+    """One step of a Player. The network's outputs have a row for each environment that was asked for, n <= N."""
+
+    obs: np.ndarray  # uint8 [N, H, W, C], what the policy saw
+    level_seed: np.ndarray  # int64 [N], the level that obs belongs to
+    action: np.ndarray  # int64 [N]
+    logits: Tensor  # [n, A]
+    value: Tensor  # [n]
+    reward: np.ndarray  # float32 [N]
+    done: np.ndarray  # bool [N]
+    info: dict[str, Any]  # of the end of the step
+
+
+class Player:
+    """A policy that plays a SAME_STEP vector environment without learning, a step per call.
+
+    seed: of the sampled actions; greedy: take the most likely action instead of sampling.
+    """
+
+    def __init__(self, policy: nn.Module, env: gym.vector.VectorEnv, *, seed: int = 0, greedy: bool = False) -> None:
+        self.policy, self.env, self.greedy = policy, env, greedy
+        self.device = next(policy.parameters()).device
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.obs, info = env.reset()
+        self.level_seed = info["level_seed"].copy()
+        self.state = policy.initial_state(env.num_envs)
+        self.episode_start = torch.ones(env.num_envs, dtype=torch.bool, device=self.device)
+        self._action = torch.zeros(env.num_envs, dtype=torch.int64, device=self.device)
+
+    @torch.no_grad()
+    def step(self, playing: Tensor | None = None) -> PlayedStep:
+        """Act in all environments, or in those of the indices `playing`; the others repeat their last action."""
+        rows = slice(None) if playing is None else playing
+        obs, level_seed = self.obs, self.level_seed
+        logits, value, self.state[rows] = self.policy(
+            to_device(obs, self.device)[rows], self.state[rows], self.episode_start[rows]
+        )
+        if self.greedy:
+            self._action[rows] = logits.argmax(-1)
+        else:
+            self._action[rows] = sample_actions(logits, sampling_noise(*logits.shape, self.generator))
+        action = self._action.cpu().numpy().copy()
+        self.obs, reward, terminated, truncated, info = self.env.step(action)
+        done = terminated | truncated
+        self.level_seed = info["level_seed"].copy()
+        self.episode_start = to_device(done, self.device)
+        return PlayedStep(obs, level_seed, action, logits, value, reward, done, info)

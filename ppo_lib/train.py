@@ -1,9 +1,10 @@
-"""The Trainer: collect, estimate, optimise, log, evaluate, save.
+"""The Trainer: collect, compute advantages, update, log, save, evaluate.
 
-- `update` is the loop of the paper; how a rollout is collected stands in collector.py, the losses in ppo.py.
-- Before each update its starting point is kept in memory. Whatever stops the run (Ctrl-C, SIGTERM, a notebook's
-  stop button), that point is saved at once: a resumed run repeats the unfinished update bit for bit.
-- Several processes (torchrun) stop together, after an update; the first of them logs, evaluates and saves.
+- `update` is the loop of the paper; rollout.py collects, ppo.py learns.
+- Before each update its starting point is kept in memory. Whatever stops the run (Ctrl-C, SIGTERM, a notebook's stop
+  button), that point is saved at once: a resumed run repeats the unfinished update bit for bit.
+- The policy and a checkpoint are on disk before an evaluation begins; a resume makes up an evaluation that is missing.
+- Several processes that train one agent are a subclass in accel/distributed.py.
 """
 
 from __future__ import annotations
@@ -15,70 +16,69 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
-from ppo_lib.accel.distributed import ALONE, Group
-from ppo_lib.accel.hardware import configure
-from ppo_lib.checkpoint import save_checkpoint, save_policy
-from ppo_lib.config import PPOConfig, derive_seed
+from ppo_lib.accel.graphs import attach_graphs
+from ppo_lib.accel.hardware import Hardware, configure
+from ppo_lib.checkpoint import RunFolder, interruptible, save_checkpoint, save_policy, write_error
+from ppo_lib.config import PPOConfig, UserError, derive_seed
+from ppo_lib.envs import make_env
 from ppo_lib.evaluate import evaluate, write_episodes
-from ppo_lib.files import write_error
-from ppo_lib.logger import NoLogger
-from ppo_lib.policy import ActorCritic
+from ppo_lib.logger import Logger, keep_rows
+from ppo_lib.methods import algorithm_class
+from ppo_lib.policy import ActorCritic, make_policy
 from ppo_lib.ppo import PPO
 from ppo_lib.rollout import Collector
-from ppo_lib.run_folder import RunFolder
-from ppo_lib.runs import SPLITS
-from ppo_lib.signals import interruptible
+from ppo_lib.runs import EVALUATION_COLUMNS, SPLITS, read_evaluation
 from ppo_lib.storage import RolloutStorage
-
-OWN_GENERATORS = ("action_generator", "batch_generator")  # each process has its own
 
 
 class Stopped(Exception):
-    """Raised inside an update when a stop was asked for."""
+    """Raised inside an update when a stop was requested."""
 
 
 class Trainer:
     """Trains one run in its folder.
 
-    config: settings; run_dir: the run's folder, made if missing; resume: go on from its checkpoint;
-    overlap: see Collector; progress: show a progress bar and messages; group: the processes that train together.
-    Raises UserError if the run exists (without resume), another process trains it, or its checkpoint doesn't fit the
-    config or the group.
+    config: settings; run_dir: the run's folder, made if missing; resume: continue from its checkpoint;
+    overlap: see Collector; progress: show a progress bar and messages;
+    policy: the network, an ActorCritic or a module with its interface (default: make_policy(config));
+    algorithm: PPO or a subclass (default: config.algorithm's).
+    Raises UserError if the run exists (without resume), another trainer has it, or its checkpoint does not fit.
     """
+
+    processes = 1
 
     def __init__(
         self,
         config: PPOConfig,
-        run_dir: Path,
+        run_dir: Path | str,
         *,
         resume: bool = False,
         overlap: bool = True,
         progress: bool = True,
-        group: Group = ALONE,
+        policy: nn.Module | None = None,
+        algorithm: type[PPO] | None = None,
     ) -> None:
-        self.config, self.run_dir, self.group = config, Path(run_dir), group
-        self.folder = RunFolder(self.run_dir, config, resume, group.size)
-        shard = self.group.shard(config)
+        self.run_dir, self.overlap = Path(run_dir), overlap
+        self.folder = RunFolder(self.run_dir, config, resume, self.processes)
         checkpoint = self.folder.find_checkpoint()
-        self.hardware = configure(config, checkpoint and checkpoint["precision"], self.group)
-        policy = ActorCritic(
-            recurrent=config.recurrent,
-            width_scale=config.width_scale,
-            seed=derive_seed(config.seed, "weights"),
-            encoder_init=config.encoder_init,
-        ).to(self.hardware.device)
-        policy.autocast_dtype = self.hardware.autocast_dtype
-        self.ppo = PPO(policy, config, self.hardware, self.group)
+        if checkpoint and config.precision == "auto":
+            config = config.replace(precision=checkpoint["precision"])
+        self.hardware = self._configure(config, recorded=checkpoint is not None)
+        self.config = config.replace(device=str(self.hardware.device), precision=self.hardware.precision)
+        policy = self.hardware.prepare(policy or make_policy(self.config))
+        self.ppo = (algorithm or algorithm_class(config.algorithm))(policy, self.config, self.hardware.micro_batch)
+        if self.hardware.cuda_graphs:
+            attach_graphs(self.ppo)
+        self.collector = self._make_collector()
         self.storage = RolloutStorage(
-            shard.num_steps,
-            shard.num_envs,
+            config.num_steps,
+            self.collector.num_envs,
             state_size=policy.state_size,
             sequence_length=config.sequence_length if config.recurrent else None,
             device=self.hardware.device,
         )
-        self.collector = Collector(config, self.ppo, self.group, overlap)
         self.steps = 0
         self.seconds = 0.0
         self._paused_seconds = 0.0
@@ -86,10 +86,9 @@ class Trainer:
         self._go.set()
         if checkpoint:
             self.load_state_dict(checkpoint)
-        self.group.wait()  # all have looked at the folder before one changes it
-        self.logger = self.folder.claim(self.steps, progress) if self.group.is_first else NoLogger()
+        self.logger = self._open_logger(progress)
         self.logger.message(f"{self.run_dir.name}: {self.hardware.reason}")
-        self._boundary = self.state_dict()  # where the run stood after the last whole update
+        self._boundary = self.state_dict()  # where the run stood after the last complete update
 
     @property
     def policy(self) -> ActorCritic:
@@ -99,31 +98,35 @@ class Trainer:
     # --- the algorithm ---------------------------------------------------------------------------------------------
 
     def train(self, on_update: Callable[[dict[str, float]], None] | None = None) -> bool:
-        """Run until total_steps. on_update gets each update's metrics. Returns False if it was stopped before the end.
+        """Run until total_steps. on_update gets each update's metrics. Returns False if stopped before the end.
 
-        Ctrl-C and SIGTERM save and then raise KeyboardInterrupt; one of several processes finishes its update
-        instead, and they stop together. Raises DivergedError (see PPO.optimize), and UserError if the disk is full;
-        in both cases the last checkpoint is kept.
+        Ctrl-C and SIGTERM save and then raise KeyboardInterrupt. After either, or after stop(), the trainer stands at
+        its last complete update, and train() continues from there. Raises DivergedError (see PPO.update), and
+        UserError if the disk is full; in both cases the last checkpoint is kept.
         """
-        alone = self.group.size == 1
         self._boundary = self.state_dict()
         try:
-            with interruptible(None if alone else self.stop):
+            with interruptible(self._on_signal):
+                if self._passed(self.config.eval_interval) and not self._evaluated():
+                    self.evaluate()  # a kill came between checkpoint and evaluation
                 if self.steps >= self.config.total_steps:
                     self.save()  # a kill may have left the policy behind the checkpoint
                 while self.steps < self.config.total_steps:
                     metrics = self.update()
-                    if self._passed(self.config.eval_interval):
-                        self.evaluate()
                     self._boundary = self.state_dict()
-                    if not alone and self.group.any(self._stop.is_set()):
+                    if self._stop_requested():
                         raise Stopped
-                    if self._passed(self.config.checkpoint_interval):
+                    evaluating = self._passed(self.config.eval_interval)
+                    if evaluating or self._passed(self.config.checkpoint_interval):
                         self.save()
+                    if evaluating:
+                        self.evaluate()
                     if on_update is not None:
                         on_update(metrics)
         except (KeyboardInterrupt, Stopped) as stop:
             self.save()
+            self._stop.clear()
+            self.load_state_dict(self._boundary)
             if isinstance(stop, KeyboardInterrupt):
                 raise
             return False
@@ -132,13 +135,13 @@ class Trainer:
         return True
 
     def update(self) -> dict[str, float]:
-        """One iteration of PPO (1707.06347, algorithm 1): collect, estimate, optimise, log."""
+        """One iteration of PPO (1707.06347, algorithm 1): collect, compute advantages, update, log."""
         start, paused = time.perf_counter(), self._paused_seconds
         if self.config.anneal_lr:
             self.ppo.learning_rate = self.config.learning_rate * (1 - self.steps / self.config.last_step)
         last_value = self.collect()
-        self.storage.estimate(last_value, self.config.gamma, self.config.gae_lambda)
-        diagnostics = self.ppo.optimize(self.storage, between_steps=self._obey)
+        self.storage.compute_advantages(last_value, self.config.gamma, self.config.gae_lambda)
+        learned = self.ppo.update(self.storage, between_steps=self._obey)
         elapsed = time.perf_counter() - start - (self._paused_seconds - paused)
         self.steps += self.config.batch_size
         self.seconds += elapsed
@@ -149,7 +152,7 @@ class Trainer:
             "episodes": self.episodes,
             "return_mean": float(recent[:, 0].mean()),
             "length_mean": float(recent[:, 1].mean()),
-            **diagnostics,
+            **learned,
             "learning_rate": self.ppo.learning_rate,
             "clip_range": self.ppo.coefficients.clip_range,
             "entropy_coef": self.ppo.coefficients.entropy_coef,
@@ -162,44 +165,37 @@ class Trainer:
         """Fill the storage; returns the value of the observations after it, [N]. See Collector.collect."""
         return self.collector.collect(self.storage, between_steps=self._obey)
 
-    # --- measuring and keeping -------------------------------------------------------------------------------------
+    # --- evaluating and saving -------------------------------------------------------------------------------------
 
     def _passed(self, interval: int) -> bool:
         """Whether the last update crossed a multiple of `interval` steps (0: the end of the run; -1: never)."""
-        if interval < 0:
+        if interval < 0 or not self.steps:
             return False
         at_end = self.steps >= self.config.total_steps
         if interval == 0:
             return at_end
         return at_end or self.steps // interval > (self.steps - self.config.batch_size) // interval
 
-    def evaluate(self) -> dict[str, float]:
-        """Play eval_episodes on train and on unseen levels, append them to evaluation.csv, return the mean of each."""
-        means = self.group.first(self._evaluate() if self.group.is_first else None)
-        if means is None:
-            raise Stopped
-        return means
+    def _evaluated(self) -> bool:
+        """Whether the evaluation at the current step is on disk."""
+        path = self.run_dir / "evaluation.csv"
+        return path.is_file() and self.steps in read_evaluation(path).checkpoints
 
-    def _evaluate(self) -> dict[str, float] | None:
-        """None if it was stopped."""
-        count, how = self.config.eval_episodes, dict(seed=self.steps, between_steps=self._obey_at_once)
-        try:
-            played = {split: evaluate(self.policy, self.config, split, count, **how) for split in SPLITS}
-        except Stopped:
-            return None
+    def evaluate(self) -> dict[str, float]:
+        """Play eval_episodes on train and on unseen levels, add them to evaluation.csv, return the mean of each."""
+        how = dict(seed=self.steps, between_steps=self._obey)
+        played = {
+            split: evaluate(self.policy, self.config, split, self.config.eval_episodes, **how) for split in SPLITS
+        }
         write_episodes(self.run_dir / "evaluation.csv", self.steps, played)
         means = {split: float(np.mean([e.return_ for e in episodes])) for split, episodes in played.items()}
         self.logger.evaluation(self.steps, means)
         return means
 
     def save(self) -> None:
-        """Write the state at the last finished update to checkpoint.pt, and its policy to policy.pt."""
-        state = self._boundary
-        own = {"halves": state["halves"], **{name: state["ppo"][name] for name in OWN_GENERATORS}}
-        everyones = self.group.all(own)
-        if self.group.is_first:
-            save_checkpoint(self.run_dir, {**state, "others": everyones[1:]})
-            save_policy(self.run_dir, state["ppo"]["policy"], self.config, state["steps"])
+        """Write the state at the last complete update to checkpoint.pt, and its policy to policy.pt."""
+        save_checkpoint(self.run_dir, self._boundary)
+        save_policy(self.run_dir, self._boundary["ppo"]["policy"], self.config, self.saved_steps)
 
     @property
     def episodes(self) -> int:
@@ -213,13 +209,14 @@ class Trainer:
 
     @property
     def saved_steps(self) -> int:
-        """Where the run would go on after a resume: the steps at the last finished update."""
+        """The step that a resume would continue from: that of the last complete update."""
         return self._boundary["steps"]
 
     def state_dict(self) -> dict[str, object]:
-        """All that a bit-exact resume of this process needs, copied. Only between updates."""
+        """All that a bit-exact resume needs, copied. Only between updates."""
         state = {
             "config": self.config.to_dict(),
+            "algorithm": type(self.ppo).__name__,
             "precision": self.hardware.precision,
             "steps": self.steps,
             "seconds": self.seconds,
@@ -229,11 +226,13 @@ class Trainer:
         return copy.deepcopy(state)
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """The inverse of state_dict, or of what save wrote."""
-        if not self.group.is_first:
-            own = state["others"][self.group.rank - 1]
-            generators = {name: own[name] for name in OWN_GENERATORS}
-            state = {**state, "halves": own["halves"], "ppo": {**state["ppo"], **generators}}
+        """The inverse of state_dict; `state` itself is left alone. Raises UserError if another algorithm saved it."""
+        trained_by = state.get("algorithm", "PPO")
+        if trained_by != type(self.ppo).__name__:
+            raise UserError(
+                f"The run {self.run_dir} was trained with {trained_by}, not {type(self.ppo).__name__}: "
+                "resume it with the same algorithm."
+            )
         self.steps, self.seconds = state["steps"], state["seconds"]
         self.ppo.load_state_dict(state["ppo"])
         self.collector.load_state_dict(state)
@@ -250,7 +249,7 @@ class Trainer:
         self._go.clear()
 
     def resume(self) -> None:
-        """Let a paused train() go on."""
+        """Let a paused train() continue."""
         self._go.set()
 
     @property
@@ -259,20 +258,40 @@ class Trainer:
         return not self._go.is_set()
 
     def close(self) -> None:
-        """Free the games' threads, close the log files and let others train the run."""
+        """Free the games' threads, close the log files and release the run's folder."""
         self.collector.close()
         self.logger.close()
         self.folder.release()
 
     def _obey(self) -> None:
-        """Between two steps of an update, which several processes finish together."""
-        if self.group.size == 1:
-            self._obey_at_once()
-
-    def _obey_at_once(self) -> None:
+        """Between two steps: wait while paused, and raise Stopped if a stop was requested."""
         if not self._go.is_set():
             begin = time.perf_counter()
             self._go.wait()
             self._paused_seconds += time.perf_counter() - begin
         if self._stop.is_set():
             raise Stopped
+
+    # --- parts that a subclass may build otherwise (accel/distributed.py) ------------------------------------------
+
+    _on_signal: Callable[[], None] | None = None  # None: Ctrl-C and SIGTERM raise KeyboardInterrupt
+
+    def _stop_requested(self) -> bool:
+        return self._stop.is_set()
+
+    def _configure(self, config: PPOConfig, recorded: bool) -> Hardware:
+        return configure(config, recorded)
+
+    def _make_collector(self) -> Collector:
+        """Two halves of the environments, which take turns (one, if there is only one environment)."""
+        n = self.config.num_envs
+        sizes = [n // 2, n - n // 2] if n > 1 else [1]
+        seeds = [derive_seed(self.config.seed, "train", i) for i in range(len(sizes))]
+        envs = [make_env(self.config, num_envs=size, seed=seed) for size, seed in zip(sizes, seeds, strict=True)]
+        return Collector(self.ppo, envs, self.overlap)
+
+    def _open_logger(self, progress: bool) -> Logger:
+        """Take the run's folder and open the logs of a run that stands at self.steps."""
+        self.folder.claim(self.config)
+        keep_rows(self.run_dir / "evaluation.csv", EVALUATION_COLUMNS, self.steps)
+        return Logger(self.run_dir, self.config.last_step, self.steps, progress)
