@@ -1,6 +1,8 @@
-"""What a run left on disk, read back.
+"""A run's folder read back: its settings, metrics and evaluations; which runs repeat one experiment.
 
-Reading is forgiving about what is missing (a run may still be training) and strict about what is wrong.
+- What is missing may be missing: a run may still be training. What is there must be what the project wrote.
+- One function, `changed_settings`, says whether two runs differ in what they learn. Grouping, resuming and paired
+  comparisons all rest on it.
 """
 
 from __future__ import annotations
@@ -10,20 +12,22 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ppo_lib.config import PPOConfig, UserError
+from ppo_lib.config import ConfigError, PPOConfig, UserError, suggest
 
 SPLITS = ("train", "unseen")
 EVALUATION_COLUMNS = ("steps", "split", "level_seed", "return", "length")
-MEASURING_FIELDS = ("eval_interval", "eval_episodes", "checkpoint_interval")  # they don't touch what is learned
+MEASURING_FIELDS = ("eval_interval", "eval_episodes", "checkpoint_interval")  # they don't change what is learned
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The columns of an evaluation.csv, each [E]: one entry an episode."""
+    """The columns of an evaluation.csv, each [E]: one entry per episode."""
 
     steps: NDArray[np.int64]  # training steps of the policy that played
     split: NDArray[np.str_]  # "train" or "unseen"
@@ -51,7 +55,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder in memory. Empty metrics or an evaluation without episodes mean: not there yet."""
+    """A run's folder in memory. Empty metrics, or an evaluation without episodes: the run has none yet."""
 
     path: Path
     config: PPOConfig
@@ -65,9 +69,8 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Game steps that the run has trained for, as far as its files say."""
-        seen = [*self.metrics.get("steps", ()), *self.evaluation.steps]
-        return int(max(seen, default=0))
+        """Game steps that the run has trained for, according to its files."""
+        return int(max([*self.metrics.get("steps", ()), *self.evaluation.steps], default=0))
 
     def final(self, split: str) -> Evaluation:
         """The episodes of the last evaluation on a split; without entries if there is none."""
@@ -76,11 +79,11 @@ class Run:
 
 
 def load_run(run_dir: str | Path) -> Run:
-    """Read a run folder. Raises UserError for a folder without config.json and for files that aren't what they say."""
+    """Read a run's folder. Raises UserError for a folder without config.json and for files that can't be read."""
     path = Path(run_dir).resolve()
     config = read_config(path)
     metrics = read_metrics(path) if (path / "metrics.csv").is_file() else {}
-    return Run(path, config, metrics, read_evaluation(path) if (path / "evaluation.csv").is_file() else _no_episodes())
+    return Run(path, config, metrics, read_evaluation(path) if (path / "evaluation.csv").is_file() else _episodes([]))
 
 
 Runs = Run | str | Path | Sequence[Run | str | Path]
@@ -93,82 +96,126 @@ def load_runs(runs: Runs) -> list[Run]:
     return list({run.path: run for run in found}.values())
 
 
+def changed_settings(old: PPOConfig, new: PPOConfig) -> dict[str, tuple[object, object]]:
+    """What shapes learning and differs between two runs: field -> (old value, new value).
+
+    The device and fields that only measure don't count; total_steps counts only where both runs lower the learning
+    rate over them. Two runs repeat one experiment if this holds nothing but the seed.
+    """
+    free = {"device", *MEASURING_FIELDS} | (set() if old.anneal_lr and new.anneal_lr else {"total_steps"})
+    before, after = old.to_dict(), new.to_dict()
+    pairs = {name: (before.get(name), after.get(name)) for name in {**before, **after} if name not in free}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
 def fixed_changes(saved: PPOConfig, wanted: PPOConfig) -> str:
-    """What differs and can't on the way, as it changes what is learned: "gamma 0.999 -> 0.99, …"."""
-    free = {"device", *MEASURING_FIELDS}
-    if not saved.anneal_lr:  # over total_steps
-        free.add("total_steps")
-    old, new = saved.to_dict(), wanted.to_dict()
-    return ", ".join(
-        f"{name} {old[name]} -> {new[name]}" for name in new if new[name] != old[name] and name not in free
-    )
+    """What can't change when a run is resumed, and would: "gamma 0.999 -> 0.99, …". Precision auto keeps the saved."""
+    changes = changed_settings(saved, wanted)
+    if wanted.precision == "auto":
+        changes.pop("precision", None)
+    return ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changes.items())
+
+
+def common_steps(runs: Sequence[Run], split: str | None = None) -> list[int]:
+    """The numbers of training steps at which all runs were evaluated on a split (None: on both), ascending.
+
+    Runs without any evaluation are left out.
+    """
+    splits = SPLITS if split is None else (split,)
+    measured = [[run.evaluation.select(name).checkpoints for name in splits] for run in runs]
+    sets = [set(steps) for of_run in measured if any(of_run) for steps in of_run]
+    return sorted(set.intersection(*sets)) if sets else []
+
+
+def common_metric(runs: Sequence[Run], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A column of metrics.csv at the steps that all runs have: (steps [U], values [runs, U])."""
+    columns = [dict(zip(run.metrics.get("steps", ()), run.metrics.get(name, ()), strict=False)) for run in runs]
+    steps = sorted(set.intersection(*map(set, columns))) if columns else []
+    return np.array(steps), np.array([[column[step] for step in steps] for column in columns])
+
+
+def find_run(name: str, results: Path) -> Path:
+    """The folder of a run, given by name or path. Raises UserError with the nearest name."""
+    for folder in (results / name, Path(name)):
+        if (folder / "config.json").is_file():
+            return folder if folder.name.strip(".") else folder.resolve()
+    found = [path for depth in ("*", "*/*") for path in sorted(results.glob(f"{depth}/config.json"))]
+    known = [path.parent.relative_to(results).as_posix() for path in found]
+    raise UserError(f"There is no run '{name}' in {results}{suggest(name, known)}")
 
 
 def name_in(run_dir: Path, results: Path) -> str:
     """What the command line calls a run: its path in the results folder, or in full if it lies elsewhere."""
-    path, results = run_dir.resolve(), results.resolve()
-    return path.relative_to(results).as_posix() if path.is_relative_to(results) else str(path)
+    return _inside(run_dir, results.resolve()).as_posix()
 
 
 def seen_from_here(path: Path) -> Path:
     """The path as seen from the current folder, or in full if it lies elsewhere."""
-    path, here = path.resolve(), Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
+    return _inside(path, Path.cwd())
 
 
 def results_flag(results: Path) -> str:
-    """What tells the command line, called from here, that runs lie in this folder: nothing if it is ./results."""
+    """The flag with which a command that is called from here finds runs in this folder; "" for ./results."""
     path = seen_from_here(results)
     return "" if path == Path("results") else f" --results {shlex.quote(str(path))}"
 
 
-def film_path(run_dir: Path, results: Path) -> Path:
-    """Where a run's film lies: videos/ beside the results folder repeats its structure."""
-    name, results = name_in(run_dir, results), results.resolve()
-    return results.parent / "videos" / f"{run_dir.name if Path(name).is_absolute() else name}.mp4"
-
-
-def read_evaluation(path: str | Path) -> Evaluation:
-    """Read evaluation.csv (or that of a run folder). A last line cut off by a crash is left out; an absent file, other
-    columns or anything else that is no episode raise UserError."""
-    path = _file(path, "evaluation.csv", "run `python -m ppo_lib evaluate` first")
-    return _episodes(_read_rows(path, EVALUATION_COLUMNS, _parse_episode))
-
-
-def read_metrics(path: str | Path) -> dict[str, NDArray[np.float64]]:
-    """Columns of metrics.csv (or that of a run folder): name -> [updates], nan where a cell is empty."""
-    path = _file(path, "metrics.csv", "train the run first")
-    header: list[str] = []
-
-    def parse(row: dict[str, str]) -> list[float]:
-        header[:] = row
-        return [float(cell) if cell else float("nan") for cell in row.values()]
-
-    rows = _read_rows(path, ("steps",), parse)
-    return {name: np.array([row[i] for row in rows]) for i, name in enumerate(header)}
+def video_path(run_dir: Path, results: Path) -> Path:
+    """Where a run's video lies: videos/ beside the results folder repeats its structure."""
+    name = _inside(run_dir, results.resolve())
+    return results.resolve().parent / "videos" / f"{run_dir.name if name.is_absolute() else name}.mp4"
 
 
 def read_config(run_dir: str | Path) -> PPOConfig:
     """The settings of a run, from its config.json; UserError if there is none or it can't be read."""
     path = _file(run_dir, "config.json", "give the folder of a run")
     try:
-        return PPOConfig.from_json(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is no text: restore it.") from None
-    except UserError as error:
+        return PPOConfig.from_saved_json(_text(path))
+    except ConfigError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def _episodes(rows: Sequence[Sequence]) -> Evaluation:
-    """Columns out of rows in the order of EVALUATION_COLUMNS."""
-    kinds = (np.int64, "<U6", np.int64, np.float64, np.int64)
-    columns = zip(*rows, strict=True) if rows else ((),) * len(kinds)
-    return Evaluation(*(np.array(column, dtype=kind) for column, kind in zip(columns, kinds, strict=True)))
+def read_evaluation(path: str | Path) -> Evaluation:
+    """Read evaluation.csv (or that of a run's folder). Raises UserError if there is none, and as read_rows."""
+    path = _file(path, "evaluation.csv", "run `python -m ppo_lib evaluate` first")
+    return _episodes(read_rows(path, EVALUATION_COLUMNS, _parse_episode))
 
 
-def _no_episodes() -> Evaluation:
-    """An evaluation that hasn't happened."""
-    return _episodes([])
+def read_metrics(path: str | Path) -> dict[str, NDArray[np.float64]]:
+    """Columns of metrics.csv (or that of a run's folder): name -> [updates], nan where a cell is empty.
+
+    {} before the first update. Raises UserError if there is no file, and as read_rows.
+    """
+    path = _file(path, "metrics.csv", "train the run first")
+    rows = read_rows(path, ("steps",), lambda row: {k: float(cell) if cell else np.nan for k, cell in row.items()})
+    return {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())}
+
+
+def read_rows(path: Path, columns: Sequence[str], parse: Callable[[dict[str, str]], T] = dict) -> list[T]:
+    """Every line of a CSV, parsed, but for a last one without its end, which a killed run leaves.
+
+    Raises UserError for a file that can't be read, lacks one of the columns or has a line that parse refuses.
+    """
+    lines = _text(path).splitlines(keepends=True)
+    reader = csv.DictReader(lines if not lines or lines[-1].endswith("\n") else lines[:-1])
+    missing = [name for name in columns if name not in (reader.fieldnames or columns)]
+    if missing:
+        raise UserError(f"{path} has no column '{missing[0]}': another program has rewritten it; restore it.")
+    rows = []
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError("too many or too few cells")
+            rows.append(parse(row))
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path}, line {reader.line_num}: {error}; restore the file or remove that line.") from None
+    return rows
+
+
+def _inside(path: Path, folder: Path) -> Path:
+    """The path within a folder, or in full if it lies elsewhere."""
+    path = path.resolve()
+    return path.relative_to(folder) if path.is_relative_to(folder) else path
 
 
 def _file(path: str | Path, name: str, remedy: str) -> Path:
@@ -180,29 +227,25 @@ def _file(path: str | Path, name: str, remedy: str) -> Path:
     return path
 
 
-def _read_rows(path: Path, columns: Sequence[str], parse: Callable[[dict[str, str]], list]) -> list[list]:
-    """Parse every line of a CSV but a last one without its end: a run was killed while writing it."""
-    text = path.read_text(encoding="utf-8")
-    lines = text.splitlines()
-    reader = csv.DictReader(lines)
-    missing = [name for name in columns if name not in (reader.fieldnames or ())]
-    if missing:
-        raise UserError(f"{path} has no column '{missing[0]}': it is not a file of this project or was cut off.")
-    rows = []
-    for row in reader:
-        if reader.line_num == len(lines) and not text.endswith("\n"):
-            break  # even a cell that looks whole may lack digits
-        try:
-            if None in row or None in row.values():
-                raise ValueError("too many or too few cells")
-            rows.append(parse(row))
-        except ValueError as error:
-            raise UserError(f"{path}, line {reader.line_num}: {error}; remove that line.") from None
-    return rows
+def _text(path: Path) -> str:
+    """A file's text; UserError if it can't be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file: restore it.") from None
 
 
-def _parse_episode(row: dict[str, str]) -> list:
+def _parse_episode(row: dict[str, str]) -> tuple[int, str, int, float, int]:
     """One line of evaluation.csv in the order of EVALUATION_COLUMNS."""
     if row["split"] not in SPLITS:
         raise ValueError(f"split must be train or unseen, not '{row['split']}'")
-    return [int(row["steps"]), row["split"], int(row["level_seed"]), float(row["return"]), int(float(row["length"]))]
+    return int(row["steps"]), row["split"], int(row["level_seed"]), float(row["return"]), int(float(row["length"]))
+
+
+def _episodes(rows: Sequence[Sequence]) -> Evaluation:
+    """Columns out of rows in the order of EVALUATION_COLUMNS."""
+    kinds = (np.int64, "<U6", np.int64, np.float64, np.int64)
+    columns = zip(*rows, strict=True) if rows else ((),) * len(kinds)
+    return Evaluation(*(np.array(column, dtype=kind) for column, kind in zip(columns, kinds, strict=True)))
