@@ -1,8 +1,7 @@
-"""A run's folder read back: its settings, metrics and evaluations; which runs repeat one experiment.
+"""A run's folder read back: its settings, metrics and evaluations.
 
-- What is missing may be missing: a run may still be training. What is there must be what the project wrote.
-- One function, `changed_settings`, says whether two runs differ in what they learn. Grouping, resuming and paired
-  comparisons all rest on it.
+- Files may be missing, since a run may still be training. A file that is there must be as the project wrote it.
+- `changed_settings` alone decides in what two runs differ: grouping, resuming and paired comparisons rest on it.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,6 @@ from ppo_lib.config import ConfigError, PPOConfig, UserError, suggest
 SPLITS = ("train", "unseen")
 EVALUATION_COLUMNS = ("steps", "split", "level_seed", "return", "length")
 MEASURING_FIELDS = ("eval_interval", "eval_episodes", "checkpoint_interval")  # they don't change what is learned
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,12 +35,8 @@ class Evaluation:
 
     def select(self, split: str, steps: int | None = None) -> Evaluation:
         """The episodes of one split, at one number of training steps (default: all)."""
-        keep = self.split == split
-        if steps is not None:
-            keep &= self.steps == steps
-        return Evaluation(
-            self.steps[keep], self.split[keep], self.level_seed[keep], self.returns[keep], self.length[keep]
-        )
+        keep = (self.split == split) & (True if steps is None else self.steps == steps)
+        return Evaluation(*(column[keep] for column in vars(self).values()))
 
     @property
     def checkpoints(self) -> list[int]:
@@ -97,11 +91,9 @@ def load_runs(runs: Runs) -> list[Run]:
 
 
 def changed_settings(old: PPOConfig, new: PPOConfig) -> dict[str, tuple[object, object]]:
-    """What shapes learning and differs between two runs: field -> (old value, new value).
-
-    The device and fields that only measure don't count; total_steps counts only where both runs lower the learning
-    rate over them. Two runs repeat one experiment if this holds nothing but the seed.
-    """
+    """What shapes learning and differs between two runs: field -> (old value, new value). Runs repeat one experiment
+    if only the seed does. The device and fields that only measure don't count, nor does total_steps unless both runs
+    lower the learning rate over it."""
     free = {"device", *MEASURING_FIELDS} | (set() if old.anneal_lr and new.anneal_lr else {"total_steps"})
     before, after = old.to_dict(), new.to_dict()
     pairs = {name: (before.get(name), after.get(name)) for name in {**before, **after} if name not in free}
@@ -110,28 +102,18 @@ def changed_settings(old: PPOConfig, new: PPOConfig) -> dict[str, tuple[object, 
 
 def fixed_changes(saved: PPOConfig, wanted: PPOConfig) -> str:
     """What can't change when a run is resumed, and would: "gamma 0.999 -> 0.99, …". Precision auto keeps the saved."""
-    changes = changed_settings(saved, wanted)
-    if wanted.precision == "auto":
-        changes.pop("precision", None)
+    changes = changed_settings(
+        saved, wanted.replace(precision=saved.precision) if wanted.precision == "auto" else wanted
+    )
     return ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changes.items())
 
 
 def common_steps(runs: Sequence[Run], split: str | None = None) -> list[int]:
-    """The numbers of training steps at which all runs were evaluated on a split (None: on both), ascending.
-
-    Runs without any evaluation are left out.
-    """
+    """The numbers of training steps at which all runs that were evaluated at all were, on a split (None: on both)."""
     splits = SPLITS if split is None else (split,)
     measured = [[run.evaluation.select(name).checkpoints for name in splits] for run in runs]
     sets = [set(steps) for of_run in measured if any(of_run) for steps in of_run]
     return sorted(set.intersection(*sets)) if sets else []
-
-
-def common_metric(runs: Sequence[Run], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """A column of metrics.csv at the steps that all runs have: (steps [U], values [runs, U])."""
-    columns = [dict(zip(run.metrics.get("steps", ()), run.metrics.get(name, ()), strict=False)) for run in runs]
-    steps = sorted(set.intersection(*map(set, columns))) if columns else []
-    return np.array(steps), np.array([[column[step] for step in steps] for column in columns])
 
 
 def find_run(name: str, results: Path) -> Path:
@@ -139,68 +121,65 @@ def find_run(name: str, results: Path) -> Path:
     for folder in (results / name, Path(name)):
         if (folder / "config.json").is_file():
             return folder if folder.name.strip(".") else folder.resolve()
-    found = [path for depth in ("*", "*/*") for path in sorted(results.glob(f"{depth}/config.json"))]
-    known = [path.parent.relative_to(results).as_posix() for path in found]
+    found = [path.parent for depth in ("*", "*/*") for path in sorted(results.glob(f"{depth}/config.json"))]
+    known = [path.relative_to(results).as_posix() for path in found]
     raise UserError(f"There is no run '{name}' in {results}{suggest(name, known)}")
 
 
-def name_in(run_dir: Path, results: Path) -> str:
-    """What the command line calls a run: its path in the results folder, or in full if it lies elsewhere."""
-    return _inside(run_dir, results.resolve()).as_posix()
+def name_in(path: Path, folder: Path) -> str:
+    """The path within a folder, or in full if it lies elsewhere: what the command line calls a run in the results."""
+    path, folder = path.resolve(), folder.resolve()
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
 def seen_from_here(path: Path) -> Path:
     """The path as seen from the current folder, or in full if it lies elsewhere."""
-    return _inside(path, Path.cwd())
+    return Path(name_in(path, Path.cwd()))
 
 
 def results_flag(results: Path) -> str:
     """The flag with which a command that is called from here finds runs in this folder; "" for ./results."""
-    path = seen_from_here(results)
-    return "" if path == Path("results") else f" --results {shlex.quote(str(path))}"
+    path = name_in(results, Path.cwd())
+    return "" if path == "results" else f" --results {shlex.quote(path)}"
 
 
 def video_path(run_dir: Path, results: Path) -> Path:
     """Where a run's video lies: videos/ beside the results folder repeats its structure."""
-    name = _inside(run_dir, results.resolve())
-    return results.resolve().parent / "videos" / f"{run_dir.name if name.is_absolute() else name}.mp4"
+    name = name_in(run_dir, results)
+    return results.resolve().parent / "videos" / f"{run_dir.name if Path(name).is_absolute() else name}.mp4"
 
 
 def read_config(run_dir: str | Path) -> PPOConfig:
     """The settings of a run, from its config.json; UserError if there is none or it can't be read."""
-    path = _file(run_dir, "config.json", "give the folder of a run")
+    path = _file(run_dir, "config.json")
     try:
-        return PPOConfig.from_saved_json(_text(path))
+        return PPOConfig.from_saved_json(_text(path, "give the folder of a run"))
     except ConfigError as error:
         raise UserError(f"{path}: {error}") from None
 
 
 def read_evaluation(path: str | Path) -> Evaluation:
-    """Read evaluation.csv (or that of a run's folder). Raises UserError if there is none, and as read_rows."""
-    path = _file(path, "evaluation.csv", "run `python -m ppo_lib evaluate` first")
-    return _episodes(read_rows(path, EVALUATION_COLUMNS, _parse_episode))
+    """Read evaluation.csv (or that of a run's folder). Raises UserError as read_rows."""
+    return _episodes(read_rows(_file(path, "evaluation.csv"), EVALUATION_COLUMNS, _parse_episode))
 
 
 def read_metrics(path: str | Path) -> dict[str, NDArray[np.float64]]:
-    """Columns of metrics.csv (or that of a run's folder): name -> [updates], nan where a cell is empty.
-
-    {} before the first update. Raises UserError if there is no file, and as read_rows.
-    """
-    path = _file(path, "metrics.csv", "train the run first")
+    """Columns of metrics.csv (or that of a run's folder): name -> [updates], nan where a cell is empty; {} before the
+    first update. Raises UserError as read_rows."""
+    path = _file(path, "metrics.csv")
     rows = read_rows(path, ("steps",), lambda row: {k: float(cell) if cell else np.nan for k, cell in row.items()})
     return {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())}
 
 
-def read_rows(path: Path, columns: Sequence[str], parse: Callable[[dict[str, str]], T] = dict) -> list[T]:
+def read_rows(path: Path, columns: Sequence[str], parse: Callable[[dict[str, str]], Any] = dict) -> list[Any]:
     """Every line of a CSV, parsed, but for a last one without its end, which a killed run leaves.
 
-    Raises UserError for a file that can't be read, lacks one of the columns or has a line that parse refuses.
+    Raises UserError for a file that is absent, can't be read, lacks a column or has a line that parse refuses.
     """
-    lines = _text(path).splitlines(keepends=True)
+    lines = _text(path, "train or evaluate the run first").splitlines(keepends=True)
     reader = csv.DictReader(lines if not lines or lines[-1].endswith("\n") else lines[:-1])
-    missing = [name for name in columns if name not in (reader.fieldnames or columns)]
-    if missing:
-        raise UserError(f"{path} has no column '{missing[0]}': another program has rewritten it; restore it.")
+    if missing := {*columns} - {*(reader.fieldnames or columns)}:
+        raise UserError(f"{path} has no column '{min(missing)}': another program has rewritten it; restore it.")
     rows = []
     try:
         for row in reader:
@@ -212,25 +191,17 @@ def read_rows(path: Path, columns: Sequence[str], parse: Callable[[dict[str, str
     return rows
 
 
-def _inside(path: Path, folder: Path) -> Path:
-    """The path within a folder, or in full if it lies elsewhere."""
-    path = path.resolve()
-    return path.relative_to(folder) if path.is_relative_to(folder) else path
+def _file(path: str | Path, name: str) -> Path:
+    """`path`, or the file `name` inside it."""
+    return Path(path) / name if Path(path).is_dir() else Path(path)
 
 
-def _file(path: str | Path, name: str, remedy: str) -> Path:
-    """`path`, or the file `name` inside it; UserError with the remedy if it isn't there."""
-    path = Path(path)
-    path = path / name if path.is_dir() else path
-    if not path.is_file():
-        raise UserError(f"There is no {path}: {remedy}.")
-    return path
-
-
-def _text(path: Path) -> str:
-    """A file's text; UserError if it can't be read."""
+def _text(path: Path, remedy: str = "restore it") -> str:
+    """A file's text. Raises UserError if it can't be read, with the remedy if there is none."""
     try:
         return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"There is no {path}: {remedy}.") from None
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}.") from None
     except UnicodeDecodeError:
@@ -244,8 +215,8 @@ def _parse_episode(row: dict[str, str]) -> tuple[int, str, int, float, int]:
     return int(row["steps"]), row["split"], int(row["level_seed"]), float(row["return"]), int(float(row["length"]))
 
 
-def _episodes(rows: Sequence[Sequence]) -> Evaluation:
+def _episodes(rows: Sequence[tuple[int, str, int, float, int]]) -> Evaluation:
     """Columns out of rows in the order of EVALUATION_COLUMNS."""
+    columns = zip(*rows, strict=True) if rows else [()] * len(EVALUATION_COLUMNS)
     kinds = (np.int64, "<U6", np.int64, np.float64, np.int64)
-    columns = zip(*rows, strict=True) if rows else ((),) * len(kinds)
-    return Evaluation(*(np.array(column, dtype=kind) for column, kind in zip(columns, kinds, strict=True)))
+    return Evaluation(*map(np.array, columns, kinds))
