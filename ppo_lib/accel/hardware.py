@@ -1,156 +1,152 @@
-"""How a run uses the machine: device, precision, allocator, threads and micro-batch size.
+"""How a run uses the machine: device, precision, threads, allocator and micro-batch size.
 
-- `auto` measures: the encoder's forward and backward pass in float32 and in bf16, and takes bf16 if it is clearly
-  faster. A resumed run keeps what it began with, so that it goes on bit for bit.
+- `precision=auto` times the encoder in float32 and bf16, and takes bf16 if it is clearly faster; config.json keeps it.
 - On Linux, glibc returns each big activation to the system and faults its pages in again at the next use. Raising
-  two `mallopt` thresholds keeps them: 100 times fewer page faults, a fifth faster. Huge pages give some percent more.
+  two `mallopt` thresholds keeps them: 100 times fewer page faults, a fifth faster. Huge pages add a few percent.
 - Micro-batches keep activations small on CPUs; on GPUs a minibatch goes through in one piece.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
-import sys
+import platform
 import time
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
-import numpy as np
 import torch
+from torch import nn
 
-from ppo_lib.accel import kernels
-from ppo_lib.accel.distributed import ALONE, Group
+from ppo_lib.accel import attach, kernels
 from ppo_lib.config import PPOConfig, UserError
 from ppo_lib.model import ImpalaEncoder
+from ppo_lib.procgen.env import usable_cores
 
 CPU_MICRO_BATCH = 256  # steps, with activations of 1 MB each in bf16, or a quarter by impala.c
-BLOCK, HUGE_PAGE = 1 << 29, 1 << 21  # bytes; three blocks hold what `paper` needs
+BLOCK, HUGE_PAGE = 1 << 29, 1 << 21  # bytes; three blocks hold what the preset `paper` needs
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CGROUPS = Path("/sys/fs/cgroup")
+NO_GPU = "There is no CUDA GPU for torch: use --device cpu, or in Colab Runtime > Change runtime type > T4 GPU."
 
 
-@dataclass(frozen=True)
+@dataclass
 class Hardware:
     """Where and how a run computes."""
 
     device: torch.device
     dtype: torch.dtype  # of the encoder
     micro_batch: int  # steps in one forward and backward pass
-    reason: str  # one sentence on why
-    cuda_graphs: bool = False  # acting and gradients are recorded (graphs.py)
-
-    @property
-    def autocast_dtype(self) -> torch.dtype | None:
-        """For ActorCritic.autocast_dtype: None means plain float32."""
-        return None if self.dtype == torch.float32 else self.dtype
+    reason: str  # one sentence on why; `prepare` adds what runs in C
+    cuda_graphs: bool = False  # whether graphs.py can record on this device
 
     @property
     def precision(self) -> str:
         """The precision's name in the config: float32, bf16 or fp16."""
         return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
 
+    def prepare(self, policy: nn.Module) -> nn.Module:
+        """Move a policy to the device, set its `autocast_dtype` if it has one, attach the CPU kernels; return it."""
+        policy.to(self.device)
+        if hasattr(policy, "autocast_dtype"):
+            policy.autocast_dtype = None if self.dtype == torch.float32 else self.dtype
+        if self.device.type == "cpu":
+            note = attach(policy, self.dtype) or kernels.load(self.dtype)[1]
+            self.reason += f", {note}" * (note not in self.reason)
+        return policy
 
-def configure(config: PPOConfig, precision: str | None = None, group: Group = ALONE) -> Hardware:
+
+def configure(config: PPOConfig, recorded: bool = False, local_rank: int = 0, local_size: int = 1) -> Hardware:
     """Choose device and precision, and set up allocator and threads for this process.
 
-    precision: of a run that exists, in place of the config's; begun in fp16, it goes on in float32 on a CPU.
-    Processes of a group on one machine share its GPUs and cores.
-    Raises UserError if a GPU or a precision is asked for that isn't there.
+    recorded: the config is that of an existing run. A device or precision that this machine lacks is then replaced by
+    one that it has, and `reason` says so; otherwise UserError is raised.
+    local_rank, local_size: this process among those on this machine that train together and share its GPUs and cores.
     """
-    device, reason = _pick_device(config.device, group)
-    if precision == "fp16" and device.type == "cpu":
-        precision, reason = "float32", f"{reason}, float32 (fp16, in which it began, needs a GPU)"
-    precision = precision or config.precision
-    if device.type == "cuda":
+    device, reason = _pick_device(config.device, recorded, local_rank if local_size > 1 else None)
+    precision, lacking, instead = config.precision, "fp16", "float32"
+    if on_gpu := device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-        if precision == "auto":
-            precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-            reason += f", {precision} (its fastest training format)"
-        return Hardware(device, DTYPES[precision], config.minibatch_size, reason, cuda_graphs=True)
-    prepare_memory()
-    torch.set_num_threads(max(1, usable_cores() // group.local_size))
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        lacking, instead = ("", "bf16") if has_bf16 else ("bf16", "fp16")
+    else:
+        prepare_memory()
+        torch.set_num_threads(_threads(local_size))
     if precision == "auto":
-        precision, why = group.first(_faster_on_cpu())
+        precision, why = (instead, "its fastest training format") if on_gpu else _faster_on_cpu()
         reason += f", {precision} ({why})"
-    if precision == "fp16":
-        raise UserError("fp16 needs a GPU; use --precision bf16, float32 or auto on a CPU.")
-    dtype = DTYPES[precision]
-    if config.width_scale == 1 and kernels.library(dtype) is not None:
-        reason += ", pooling in C" if kernels.torch_convolves(dtype) else ", IMPALA blocks in C"
-    return Hardware(device, dtype, CPU_MICRO_BATCH, reason)
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    elif precision == lacking:
+        if not recorded:
+            raise UserError(f"{lacking} needs {'another' if on_gpu else 'a'} GPU; use --precision {instead} or auto.")
+        precision, reason = instead, f"{reason}, {instead} (the run's {lacking} is not available here)"
+    if on_gpu and torch.cuda.get_device_capability(device) >= (8, 0):
+        reason += ", TF32 for float32 products"
+    return Hardware(device, DTYPES[precision], config.minibatch_size if on_gpu else CPU_MICRO_BATCH, reason, on_gpu)
 
 
 @lru_cache(maxsize=1)
 def prepare_memory() -> None:
     """Make glibc keep big freed blocks for reuse (mallopt 3), in huge pages (madvise 2); without glibc do nothing."""
-    if sys.platform != "linux":
+    if platform.libc_ver()[0] != "glibc":
         return
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        mallopt, malloc, free, madvise = libc.mallopt, libc.malloc, libc.free, libc.madvise
-    except (OSError, AttributeError):
-        return
-    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-    mallopt(mmap_threshold, 1 << 30)
-    mallopt(trim_threshold, (1 << 31) - 1)
-    malloc.restype, malloc.argtypes, free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
-    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    libc = ctypes.CDLL("libc.so.6")
+    libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
+    libc.mallopt(-1, (1 << 31) - 1)
+    malloc = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)(("malloc", libc))
     blocks = [malloc(BLOCK) for _ in range(3)]  # the heap grows: address space, of which only what is used costs
     for block in filter(None, blocks):
         first = -(-block // HUGE_PAGE) * HUGE_PAGE
-        madvise(first, (block + BLOCK - first) // HUGE_PAGE * HUGE_PAGE, 14)  # MADV_HUGEPAGE of mman.h
-    for block in blocks:
-        free(block)
+        size = (block + BLOCK - first) // HUGE_PAGE * HUGE_PAGE
+        libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), 14)  # MADV_HUGEPAGE of mman.h
+        libc.free(ctypes.c_void_p(block))
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that was asked of it (before reading a clock)."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _pick_device(wish: str, recorded: bool, local_rank: int | None) -> tuple[torch.device, str]:
+    """The device, and its name with a note if the config of an existing run names another."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    best, note = ("cuda" if count else "cpu"), ""
+    if wish == "cpu" and recorded and count:
+        note = " (a GPU is there: --device cuda uses it)"
+    wish = best if wish == "auto" else wish
+    if wish != "cpu" and (torch.device(wish).index or 0) >= count:
+        if not recorded:
+            raise UserError(f"There is no {wish}; this machine has cuda:0 to cuda:{count - 1}." if count else NO_GPU)
+        wish, note = best, f" (the run's {wish} is not available here)"
+    if wish == "cpu":
+        return torch.device(wish), f"CPU with {usable_cores()} cores{note}"
+    device = torch.device(wish if local_rank is None else f"cuda:{local_rank % count}")
+    return device, torch.cuda.get_device_name(device) + note
 
 
-def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A tensor of the array's content. The copy to a GPU goes through pinned memory and is not waited for."""
-    tensor = torch.from_numpy(array)
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
-
-
-def _pick_device(wish: str, group: Group) -> tuple[torch.device, str]:
-    available = torch.cuda.is_available()
-    if wish == "auto":
-        wish = "cuda" if available else "cpu"
-    if wish == "cuda" and available and group.size > 1:
-        wish = f"cuda:{group.local_rank % torch.cuda.device_count()}"
-    device = torch.device(wish)
-    if device.type == "cpu":
-        return device, f"CPU with {usable_cores()} cores"
-    if not available:
-        raise UserError(
-            "There is no CUDA GPU that torch can use; use --device cpu, or in Colab choose "
-            "Runtime > Change runtime type > T4 GPU."
-        )
-    if (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"There is no {wish}; this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}.")
-    return device, torch.cuda.get_device_name(device)
+def _threads(local_size: int) -> int:
+    """Threads for torch: the cores granted to this process, or OMP_NUM_THREADS if that is fewer."""
+    granted = [usable_cores() / local_size]
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # of a cgroup v2 or v1: a container
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            quota, period = map(float, " ".join((CGROUPS / file).read_text() for file in files).split())
+            granted += [quota / period / local_size] if quota > 0 else []
+    wish = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    if wish.isdecimal() and local_size == 1:  # torchrun sets it to 1 in each of several processes
+        granted.append(int(wish))
+    return max(1, int(min(granted)))
 
 
 def _faster_on_cpu() -> tuple[str, str]:
     """Time both precisions in turns; bf16 must win by a tenth."""
-    encoder = ImpalaEncoder()
+    encoders = {"float32": ImpalaEncoder(), "bf16": ImpalaEncoder()}
+    for precision, encoder in encoders.items():
+        attach(encoder, DTYPES[precision])
     obs = torch.zeros(64, 64, 64, 3, dtype=torch.uint8)
-    best = {"float32": float("inf"), "bf16": float("inf")}
+    best = dict.fromkeys(encoders, float("inf"))
     for _ in range(4):
-        for precision in best:
+        for precision, encoder in encoders.items():
             start = time.perf_counter()
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 features = encoder(obs)
             features.float().sum().backward()
             best[precision] = min(best[precision], time.perf_counter() - start)
     ratio = best["float32"] / best["bf16"]
-    return ("bf16" if ratio > 1.1 else "float32"), f"bf16 measured {ratio:.2f} times as fast as float32"
+    return "bf16" if ratio > 1.1 else "float32", f"bf16 measured at {ratio:.2f}x the speed of float32"

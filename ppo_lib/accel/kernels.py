@@ -78,18 +78,18 @@ def load(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
     """The functions for this type, or None and why. Compiled in some 2 seconds, once on a machine."""
     flags = _flags(dtype)
     if flags is None:
-        return None, f"the processor has no {'AVX512-BF16' if dtype == torch.bfloat16 else 'AVX2'}"
+        return None, f"no C kernels: the processor has no {'AVX512-BF16' if dtype == torch.bfloat16 else 'AVX2'}"
     if shutil.which(COMPILER) is None:
-        return None, f"there is no C compiler ({COMPILER})"
+        return None, f"no C kernels: there is no C compiler ({COMPILER})"
     name = hashlib.sha256(SOURCE.read_bytes() + " ".join(flags).encode()).hexdigest()[:16]
     problem = ""
     for folder in _cache_folders():
         try:
             return ctypes.CDLL(str(_compile(folder / f"impala-{name}.so", flags))), ""
         except subprocess.SubprocessError as error:
-            return None, f"the C compiler failed: {error}"
+            return None, f"no C kernels: the compiler failed ({error})"
         except OSError as error:
-            problem = f"no folder can keep them: {error}"
+            problem = f"no C kernels: no folder can keep them ({error})"
     return None, problem
 
 
