@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ppo_lib.config import UserError
-from ppo_lib.evaluate import Episode, evaluate, play, write_episodes
+from ppo_lib.evaluate import Episode, evaluate, play_episodes, write_episodes
 from ppo_lib.policy import ActorCritic
 from ppo_lib.runs import EVALUATION_COLUMNS
 
@@ -45,7 +45,7 @@ class ShortEpisodesScoreLow:
 
 
 class Recorder(nn.Module):
-    """A policy that counts steps in its state and checks that resets come exactly at episode starts."""
+    """A policy that counts steps in its state and is zeroed where the caller says that an episode starts."""
 
     def __init__(self):
         super().__init__()
@@ -55,14 +55,14 @@ class Recorder(nn.Module):
     def initial_state(self, n):
         return torch.zeros(n, 1)
 
-    def forward(self, obs, state, reset):
-        state = state * ~reset.unsqueeze(-1) + 1
+    def forward(self, obs, state, episode_start):
+        state = state * ~episode_start.unsqueeze(-1) + 1
         self.counts.append(state.max().item())
         return self.logit.expand(len(obs), 3), torch.zeros(len(obs)), state
 
 
 def test_short_episodes_are_not_favoured():
-    returns = np.array([e.return_ for e in play(Recorder(), ShortEpisodesScoreLow(64), quota=16)])
+    returns = np.array([e.return_ for e in play_episodes(Recorder(), ShortEpisodesScoreLow(64), quota=16)])
     standard_error = 29 / np.sqrt(len(returns))
     assert len(returns) == 1024
     assert abs(returns.mean() - 31) < 3 * standard_error
@@ -78,12 +78,12 @@ def test_short_episodes_are_not_favoured():
 
 def test_state_is_carried_through_an_episode_and_zeroed_between():
     recorder = Recorder()
-    play(recorder, ShortEpisodesScoreLow(8), quota=5)
+    play_episodes(recorder, ShortEpisodesScoreLow(8), quota=5)
     assert max(recorder.counts) == 60
 
 
 def test_level_seed_belongs_to_the_finished_episode():
-    for episode in play(Recorder(), ShortEpisodesScoreLow(8), quota=3):
+    for episode in play_episodes(Recorder(), ShortEpisodesScoreLow(8), quota=3):
         assert episode.level_seed == episode.length == episode.return_
 
 
@@ -121,7 +121,7 @@ def test_overlapping_levels_are_refused(tiny):
 
 def test_rows_on_disk(tmp_path):
     path = tmp_path / "evaluation.csv"
-    episodes = play(Recorder(), ShortEpisodesScoreLow(2), quota=1)
+    episodes = play_episodes(Recorder(), ShortEpisodesScoreLow(2), quota=1)
     write_episodes(path, 100, {"train": episodes})
     write_episodes(path, 200, {"unseen": episodes})
     rows = list(csv.DictReader(path.read_text().splitlines()))
@@ -135,3 +135,17 @@ def test_evaluating_again_replaces_the_rows_of_those_steps(tmp_path):
         write_episodes(path, steps, {"train": [Episode(0, value, 5) for value in returns]})
     rows = list(csv.DictReader(path.read_text().splitlines()))
     assert [(row["steps"], row["return"]) for row in rows] == [("100", "1"), ("200", "3")]
+
+
+def test_cudnn_does_not_retune_for_every_batch_size(monkeypatch):
+    """As environments finish, up to 64 batch sizes occur; cudnn's benchmark mode would time its kernels for each."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    seen = []
+
+    class Watching(Recorder):
+        def forward(self, *arguments):
+            seen.append(torch.backends.cudnn.benchmark)
+            return super().forward(*arguments)
+
+    play_episodes(Watching(), ShortEpisodesScoreLow(4), quota=1)
+    assert seen and not any(seen) and torch.backends.cudnn.benchmark

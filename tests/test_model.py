@@ -1,4 +1,4 @@
-"""The encoder and the GRU core: shapes, counts, initialisation, and resets."""
+"""The encoder and the GRU core: shapes, counts, initialisation, and episode starts."""
 
 import math
 
@@ -98,7 +98,7 @@ def core():
     return GRUCore(8)
 
 
-def test_gru_without_resets_equals_torch(core):
+def test_gru_without_episode_starts_equals_torch(core):
     x, state = torch.randn(7, 3, 8), torch.randn(3, 8)
     outputs, last = core(x, state, torch.zeros(7, 3, dtype=torch.bool))
     expected, expected_last = core.gru(x, state.unsqueeze(0))
@@ -115,11 +115,11 @@ def test_gru_gradients_equal_torch(core):
     torch.testing.assert_close(ours, [p.grad for p in core.parameters()])
 
 
-def test_gru_reset_starts_afresh_before_its_step(core):
+def test_gru_zeroes_the_state_before_the_step_that_begins_an_episode(core):
     x, state = torch.randn(6, 2, 8), torch.randn(2, 8)
-    reset = torch.zeros(6, 2, dtype=torch.bool)
-    reset[0, 1] = reset[3, 0] = True
-    outputs, _ = core(x, state, reset)
+    start = torch.zeros(6, 2, dtype=torch.bool)
+    start[0, 1] = start[3, 0] = True
+    outputs, _ = core(x, state, start)
     first, _ = core.gru(x[:3, :1], state[None, :1])
     second, _ = core.gru(x[3:, :1], torch.zeros(1, 1, 8))
     other, _ = core.gru(x[:, 1:], torch.zeros(1, 1, 8))
@@ -127,12 +127,12 @@ def test_gru_reset_starts_afresh_before_its_step(core):
 
 
 def test_gru_one_sequence_equals_single_steps(core):
-    x, reset = torch.randn(9, 4, 8), torch.rand(9, 4) < 0.3
-    state = start = torch.randn(4, 8)
+    x, start = torch.randn(9, 4, 8), torch.rand(9, 4) < 0.3
+    state = first = torch.randn(4, 8)
     steps = []
     for t in range(9):
-        output, state = core(x[t : t + 1], state, reset[t : t + 1])
+        output, state = core(x[t : t + 1], state, start[t : t + 1])
         steps.append(output)
-    outputs, last = core(x, start, reset)
+    outputs, last = core(x, first, start)
     torch.testing.assert_close(outputs, torch.cat(steps))
     torch.testing.assert_close(last, state)

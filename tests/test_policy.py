@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from ppo_lib.policy import ActorCritic, sample_actions, sampling_noise
+from ppo_lib.config import PPOConfig
+from ppo_lib.policy import ActorCritic, make_policy, sample_actions, sampling_noise
 
 
 @pytest.mark.parametrize(("recurrent", "count"), [(False, 626_256), (True, 1_021_008)])
@@ -17,13 +18,13 @@ def test_parameter_counts(recurrent, count):
 def test_step_and_sequence_agree(recurrent):
     policy = ActorCritic(recurrent=recurrent, obs_shape=(8, 8, 3), seed=0)
     obs = torch.randint(0, 256, (5, 3, 8, 8, 3), dtype=torch.uint8)
-    reset = torch.rand(5, 3) < 0.3
-    start = torch.randn(3, policy.state_size)
-    logits, values, last = policy(obs, start, reset)
+    start = torch.rand(5, 3) < 0.3
+    first = torch.randn(3, policy.state_size)
+    logits, values, last = policy(obs, first, start)
     assert logits.shape == (5, 3, 15) and values.shape == (5, 3) and last.shape == (3, policy.state_size)
-    state = start
+    state = first
     for t in range(5):
-        step_logits, step_values, state = policy(obs[t], state, reset[t])
+        step_logits, step_values, state = policy(obs[t], state, start[t])
         torch.testing.assert_close(step_logits, logits[t])
         torch.testing.assert_close(step_values, values[t])
     torch.testing.assert_close(state, last)
@@ -80,3 +81,13 @@ def test_samples_follow_the_distribution():
     frequencies = draws.bincount(minlength=5) / len(draws)
     torch.testing.assert_close(frequencies, probabilities, atol=0.01, rtol=0)
     assert frequencies[4] == 0
+
+
+def test_make_policy_builds_what_the_config_says():
+    config = PPOConfig(recurrent=False, width_scale=2, seed=3, encoder_init="glorot")
+    policy, again = make_policy(config), make_policy(config)
+    assert policy.core is None and policy.encoder.blocks[0].conv.out_channels == 32
+    assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), again.parameters(), strict=True))
+    other = make_policy(config.replace(seed=4))
+    assert not torch.equal(policy.actor.weight, other.actor.weight)
+    assert make_policy(PPOConfig()).state_size == 256

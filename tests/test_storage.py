@@ -67,7 +67,8 @@ def filled(sequence_length, steps=12, envs=4, state_size=2):
             storage.add(
                 t, slice(first, last), obs=torch.stack([torch.full_like(env, t), env], 1).view(-1, 1, 1, 2),
                 state=label.unsqueeze(1).expand(-1, state_size), action=env, log_prob=label, value=label,
-                reset=torch.full_like(env, t % 5 == 0, dtype=torch.bool), done=torch.zeros_like(env, dtype=torch.bool),
+                episode_start=torch.full_like(env, t % 5 == 0, dtype=torch.bool),
+                done=torch.zeros_like(env, dtype=torch.bool),
             )  # fmt: skip
     storage.advantage, storage.return_ = storage.value.clone(), storage.value.clone()
     return storage
@@ -88,7 +89,7 @@ def test_an_epoch_visits_every_step_once_with_all_fields_together(sequence_lengt
         for field in (batch.log_prob, batch.value, batch.advantage, batch.return_):
             assert torch.equal(field, labels(batch))
         assert torch.equal(batch.action, labels(batch).long() % 100)
-        assert torch.equal(batch.reset, labels(batch) // 100 % 5 == 0)
+        assert torch.equal(batch.episode_start, labels(batch) // 100 % 5 == 0)
 
 
 def test_sequences_are_consecutive_and_carry_the_state_of_their_first_step():

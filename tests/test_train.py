@@ -2,21 +2,27 @@
 
 import copy
 import csv
+import importlib
+import json
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from ppo_lib.checkpoint import load_checkpoint, load_policy
-from ppo_lib.config import UserError
-from ppo_lib.logger import METRICS
-from ppo_lib.ppo import DivergedError
-from ppo_lib.run_folder import RunFolder
-from ppo_lib.train import Stopped, Trainer
+from ppo_lib.checkpoint import RunFolder, load_checkpoint, load_policy
+from ppo_lib.config import PPOConfig, UserError, field_types
+from ppo_lib.ppo import PPO, DivergedError
+from ppo_lib.runs import load_run
+from ppo_lib.train import Trainer
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -96,8 +102,8 @@ def test_a_stop_inside_an_update_repeats_that_update(tiny, trainer, tmp_path):
     steps = iter(range(1000))
     act = broken.collector._act
 
-    def act_until_the_stop(storage, half, t):
-        act(storage, half, t)
+    def act_until_the_stop(storage, group, t):
+        act(storage, group, t)
         if next(steps) == 45:  # in the middle of the second rollout
             broken.stop()
 
@@ -131,7 +137,7 @@ def test_recomputed_log_probabilities_equal_the_stored_ones_on_the_game(tiny, tr
     assert storage.done.any()
     batch = storage.batch(torch.arange(storage.num_units))
     with torch.no_grad():
-        logits, value, _ = one.policy(batch.obs, batch.state, batch.reset)
+        logits, value, _ = one.policy(batch.obs, batch.state, batch.episode_start)
     log_prob = logits.log_softmax(-1).gather(-1, batch.action.unsqueeze(-1)).squeeze(-1)
     torch.testing.assert_close(log_prob, batch.log_prob, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(value, batch.value, atol=1e-4, rtol=1e-4)
@@ -140,11 +146,11 @@ def test_recomputed_log_probabilities_equal_the_stored_ones_on_the_game(tiny, tr
 def test_bootstrap_value_leaves_the_state_alone(tiny, trainer):
     one = trainer(tiny(recurrent=True))
     one.collect()
-    before = [half.state.clone() for half in one.collector.halves]
-    obs = torch.from_numpy(one.collector.halves[0].obs)
-    one.ppo.predict_value(obs, one.collector.halves[0].state, one.collector.halves[0].reset)
-    assert all(torch.equal(a, half.state) for a, half in zip(before, one.collector.halves, strict=True))
-    last = one.storage.state[-1, one.collector.halves[0].envs]
+    groups = one.collector.groups
+    before = [group.state.clone() for group in groups]
+    one.ppo.value(torch.from_numpy(groups[0].obs), groups[0].state, groups[0].episode_start)
+    assert all(torch.equal(a, group.state) for a, group in zip(before, groups, strict=True))
+    last = one.storage.state[-1, groups[0].envs]
     assert not torch.equal(last, before[0])  # the state did advance with the last action
 
 
@@ -169,7 +175,9 @@ def test_what_a_run_leaves_on_disk(tiny, trainer, tmp_path):
     assert any(path.name.startswith("events.out.tfevents") for path in folder.iterdir())
     rows = metrics(folder)
     assert [int(row["steps"]) for row in rows] == [64, 128, 192]
-    assert set(METRICS) == {*rows[0], "seconds", "steps_per_second"}
+    assert ("steps,seconds,episodes,return_mean,length_mean,policy_loss,value_loss,entropy,approx_kl,clip_fraction,"
+            "explained_variance,grad_norm,learning_rate,clip_range,entropy_coef,steps_per_second"
+            ) == (folder / "metrics.csv").read_text().splitlines()[0]  # fmt: skip
     with open(folder / "evaluation.csv") as file:
         episodes = list(csv.DictReader(file))
     assert [(row["steps"], row["split"]) for row in episodes] == [
@@ -228,7 +236,7 @@ def test_a_run_that_another_process_has_just_begun_is_left_alone(tiny, trainer, 
     assert (tmp_path / "run" / "config.json").read_text() == "the other's"
 
 
-def test_a_kill_between_checkpoint_and_policy_is_mended(tiny, trainer, tmp_path):
+def test_a_kill_between_checkpoint_and_policy_is_repaired(tiny, trainer, tmp_path):
     trainer(tiny()).train()
     (tmp_path / "run" / "policy.pt").unlink()
     assert trainer(tiny(), resume=True).train()
@@ -277,16 +285,6 @@ def test_an_evaluation_at_the_end_is_kept(tiny, trainer, tmp_path):
     assert (tmp_path / "run" / "evaluation.csv").read_bytes() == before
 
 
-def test_several_processes_leave_an_evaluation_together(tiny, trainer):
-    """What the first of them, which evaluates, tells the others: as with one process, they stop."""
-    one, told = trainer(tiny(eval_episodes=400)), []
-    one.group = SimpleNamespace(size=2, is_first=True, first=lambda means: told.append(means) or means)
-    one.stop()
-    with pytest.raises(Stopped):
-        one.evaluate()
-    assert told == [None]
-
-
 def test_a_pause_is_no_training_time(tiny, trainer):
     one = trainer(tiny())
     one.pause()
@@ -304,14 +302,14 @@ def test_resume_with_another_config_is_refused(tiny, trainer):
 
 def test_divergence_keeps_the_last_good_checkpoint(tiny, trainer, tmp_path):
     one = trainer(tiny(total_steps=256, checkpoint_interval=64))
-    optimize, calls = one.ppo.optimize, iter(range(10))
+    update, calls = one.ppo.update, iter(range(10))
 
     def poisoned(storage, **options):
         if next(calls) == 2:
             storage.return_[0, 0] = float("nan")
-        return optimize(storage, **options)
+        return update(storage, **options)
 
-    one.ppo.optimize = poisoned
+    one.ppo.update = poisoned
     with pytest.raises(DivergedError):
         one.train()
     checkpoint = load_checkpoint(tmp_path / "run")
@@ -344,7 +342,7 @@ def test_learning_rate_is_annealed(tiny, trainer, tmp_path):
 
 def test_single_environment(tiny, trainer):
     one = trainer(tiny(num_envs=1, num_steps=32, total_steps=64))
-    assert one.train() and len(one.collector.halves) == 1
+    assert one.train() and len(one.collector.groups) == 1
 
 
 def test_snapshots_do_not_change_with_training(tiny, trainer):
@@ -353,3 +351,231 @@ def test_snapshots_do_not_change_with_training(tiny, trainer):
     kept = copy.deepcopy(snapshot)
     one.update()
     assert_same(snapshot, kept)
+
+
+# --- stopping, and continuing in the same process ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", ["rollout", "gradient step"])
+def test_train_continues_after_an_interrupt_as_if_there_had_been_none(tiny, trainer, tmp_path, moment):
+    """An interrupt may come while games are being stepped, or between two gradient steps of an update."""
+    config = tiny(recurrent=True, total_steps=256)
+    whole = trainer(config, "whole")
+    whole.train()
+    broken = trainer(config, "broken")
+    steps = iter(range(1000))
+
+    def interrupt_at(when, function):
+        def call(*arguments):
+            result = function(*arguments)
+            if next(steps) == when:
+                raise KeyboardInterrupt
+            return result
+
+        return call
+
+    if moment == "rollout":  # after step_async, before step_wait
+        broken.collector._act = interrupt_at(45, broken.collector._act)
+    else:
+        broken.ppo._gradient_step = interrupt_at(5, broken.ppo._gradient_step)
+    with pytest.raises(KeyboardInterrupt):
+        broken.train()
+    assert broken.steps == 64
+    assert broken.train()
+    assert torch.equal(weights(broken), weights(whole))
+    assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
+
+
+def test_train_continues_after_a_stop(tiny, trainer):
+    config = tiny(total_steps=192)
+    whole, stopped = trainer(config, "whole"), trainer(config, "stopped")
+    whole.train()
+    assert not stopped.train(lambda row: stopped.stop() if row["steps"] == 64 else None)
+    assert stopped.train()
+    assert torch.equal(weights(stopped), weights(whole))
+
+
+def test_a_trainers_state_can_be_loaded_many_times(tiny, trainer):
+    one = trainer(tiny())
+    one.update()
+    state = one.state_dict()
+    kept, results = copy.deepcopy(state), []
+    for _ in range(3):
+        one.load_state_dict(state)
+        assert one.recent == [tuple(e) for e in state["recent"]]
+        one.update()
+        results.append(weights(one))
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    assert_same(state, kept)
+
+
+def test_an_evaluation_that_a_kill_prevented_is_made_up(tiny, trainer, tmp_path):
+    """The checkpoint is saved first: what is trained must not depend on the length of an evaluation."""
+    config = tiny(total_steps=192, eval_interval=64, eval_episodes=2)
+    trainer(config, "whole").train()
+    for killed_at in (128, 192):
+        name = f"killed-{killed_at}"
+        killed = trainer(config, name)
+
+        def fail(killed=killed, killed_at=killed_at):
+            if killed.steps == killed_at:
+                raise MemoryError  # stands for a kill: nothing is saved after it
+            return Trainer.evaluate(killed)
+
+        killed.evaluate = fail
+        with pytest.raises(MemoryError):
+            killed.train()
+        killed.close()
+        assert load_checkpoint(tmp_path / name)["steps"] == killed_at == load_policy(tmp_path / name)[2]
+        trainer(config, name, resume=True).train()
+        for file in ("evaluation.csv", "metrics.csv"):
+            read = metrics(tmp_path / name) if file == "metrics.csv" else (tmp_path / name / file).read_text()
+            wanted = metrics(tmp_path / "whole") if file == "metrics.csv" else (tmp_path / "whole" / file).read_text()
+            assert read == wanted
+
+
+# --- what a run records --------------------------------------------------------------------------------------------
+
+
+def test_config_json_says_which_device_and_precision_were_chosen(tiny, trainer, tmp_path):
+    one = trainer(tiny(precision="auto", device="auto"))
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert saved["precision"] == one.hardware.precision in ("float32", "bf16", "fp16")
+    assert saved["device"] == one.hardware.device.type and set(saved) == set(field_types(PPOConfig))
+    one.train()
+    again = trainer(tiny(precision="auto", total_steps=192), resume=True)  # auto accepts what the run has
+    assert again.config.precision == one.config.precision
+
+
+# --- extension points ----------------------------------------------------------------------------------------------
+
+METHOD = """
+from dataclasses import dataclass
+
+from ppo_lib.config import PPOConfig
+from ppo_lib.ppo import PPO
+
+
+@dataclass(frozen=True)
+class Config(PPOConfig):
+    logit_coef: float = 0.1  # weight of the penalty
+
+
+class LogitPenalty(PPO):
+    \"\"\"PPO with a penalty on large logits.\"\"\"
+
+    def loss(self, batch):
+        loss, metrics = super().loss(batch)
+        logits, _, _ = self.policy(batch.obs, batch.state, batch.episode_start)
+        penalty = logits.square().mean()
+        return loss + self.config.logit_coef * penalty, {**metrics, "logit_penalty": penalty}
+"""
+
+
+@pytest.fixture
+def method(tmp_path, monkeypatch):
+    """A method in a file outside the package, as a researcher writes it."""
+    (tmp_path / "my_method.py").write_text(METHOD)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_method", raising=False)
+    return importlib.import_module("my_method")
+
+
+def test_a_method_of_ones_own_trains_logs_and_resumes(tiny, trainer, tmp_path, method):
+    config = method.Config(**{**tiny(total_steps=256).to_dict(), "logit_coef": 0.5})
+    plain, whole = trainer(tiny(total_steps=256), "plain"), trainer(config, "whole", algorithm=method.LogitPenalty)
+    plain.train()
+    whole.train()
+    assert not torch.equal(weights(plain), weights(whole))
+
+    rows = metrics(tmp_path / "whole")
+    assert all(float(row["logit_penalty"]) > 0 for row in rows) and list(rows[0]).index("logit_penalty") == 9
+    whole.close()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "whole"))
+    events.Reload()
+    assert len(events.Scalars("train/logit_penalty")) == 4
+
+    code = (
+        "import os, signal, sys; from pathlib import Path; from ppo_lib.train import Trainer; import my_method\n"
+        "config = my_method.Config.from_saved_json(Path(sys.argv[1]).read_text())\n"
+        "trainer = Trainer(config, sys.argv[2], progress=False, algorithm=my_method.LogitPenalty)\n"
+        "trainer.train(lambda row: os.kill(os.getpid(), signal.SIGKILL) if row['steps'] == 192 else None)\n"
+    )
+    (tmp_path / "c.json").write_text(config.to_json())
+    command = [sys.executable, "-c", code, str(tmp_path / "c.json"), str(tmp_path / "killed")]
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    assert subprocess.run(command, env={**os.environ, "PYTHONPATH": path}).returncode == -signal.SIGKILL
+    with pytest.raises(UserError, match="trained with LogitPenalty, not PPO"):
+        trainer(config, "killed", resume=True)
+    again = trainer(config, "killed", resume=True, algorithm=method.LogitPenalty)
+    assert again.steps == 192
+    again.train()
+    assert torch.equal(weights(again), weights(whole))
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+    assert load_run(tmp_path / "killed").config.to_dict() == again.config.to_dict()  # field of its own and all
+
+
+class Wide(nn.Module):
+    """Another policy with ActorCritic's interface: a linear layer and its heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_actions, self.state_size = 15, 0
+        self.body, self.heads = nn.Linear(64 * 64 * 3, 8), nn.Linear(8, 16)
+
+    def initial_state(self, n):
+        return torch.zeros(n, 0)
+
+    def forward(self, obs, state, episode_start):
+        out = self.heads(self.body(obs.flatten(-3).float() / 255).relu())
+        return out[..., :15], out[..., 15], state
+
+
+def test_another_policy_module_trains_and_loads(tiny, trainer, tmp_path):
+    torch.manual_seed(0)
+    config = tiny(recurrent=False, eval_interval=0, eval_episodes=2)
+    one = trainer(config, policy=Wide())
+    before = weights(one)
+    one.train()
+    assert not torch.equal(before, weights(one))
+    loaded, _, steps = load_policy(tmp_path / "run", policy=Wide())
+    assert steps == 128
+    for mine, theirs in zip(loaded.parameters(), one.policy.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-3)
+    with pytest.raises(UserError, match="policy="):
+        load_policy(tmp_path / "run")
+
+
+@pytest.mark.parametrize("edit", ["average pooling", "no residual branch", "hook"])
+def test_an_edited_network_trains_as_it_is_written(tiny, trainer, edit):
+    """On CPUs the blocks run in C only while they are what the C code computes."""
+    from ppo_lib.policy import make_policy
+
+    config = tiny(recurrent=False)
+
+    def edited():
+        policy = make_policy(config)
+        for block in policy.encoder.blocks:
+            if edit == "average pooling":
+                block.pool = nn.AvgPool2d(3, stride=2, padding=1)
+            elif edit == "no residual branch":
+                block.residual1 = nn.Identity()
+            else:
+                block.residual1.conv1.register_forward_hook(lambda module, inputs, output: output * 0.5)
+        return policy
+
+    one = trainer(config, "run", policy=edited())
+    obs = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8)
+    arguments = (obs, torch.zeros(4, 0), torch.zeros(4, dtype=torch.bool))
+    for written, computed in zip(edited()(*arguments)[:2], one.policy(*arguments)[:2], strict=True):
+        assert torch.equal(written, computed)
+    plain = trainer(config, "plain")
+    assert not torch.allclose(one.policy(*arguments)[1], plain.policy(*arguments)[1], atol=1e-4)
+    one.update()
+
+
+def test_an_unknown_algorithm_gets_one_sentence(tiny, trainer):
+    with pytest.raises(UserError, match="no algorithm 'pp0'; did you mean 'ppo'"):
+        trainer(tiny(algorithm="pp0"))
