@@ -7,17 +7,18 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from ppo_lib.accel.distributed import Group
-from ppo_lib.accel.hardware import Hardware
+from ppo_lib.accel.distributed import DistributedTrainer, Group, share, trainer_class
 from ppo_lib.checkpoint import load_checkpoint
 from ppo_lib.config import PPOConfig, UserError
 from ppo_lib.policy import ActorCritic
 from ppo_lib.ppo import PPO
 from ppo_lib.storage import RolloutStorage
+from ppo_lib.train import Stopped
 from ppo_lib.wrappers import RewardNormalizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,8 +49,8 @@ def rows(run_dir):
         return [{k: v for k, v in row.items() if "second" not in k} for row in csv.DictReader(file)]
 
 
-def learn(group, recurrent):
-    """Two epochs on this process's columns of a rollout that is the same everywhere -> weights, diagnostics."""
+def learn(recurrent, group=None):
+    """Two epochs on this rank's columns (default: all) of a rollout that is the same everywhere -> weights, metrics."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     steps, envs, length = 8, 8, 4 if recurrent else None
@@ -57,21 +58,24 @@ def learn(group, recurrent):
         num_envs=envs, num_steps=steps, recurrent=recurrent, sequence_length=4, num_minibatches=1, num_epochs=2
     )
     policy = ActorCritic(recurrent=recurrent, obs_shape=(8, 8, 3), seed=0)
-    ppo = PPO(policy, config, Hardware(torch.device("cpu"), torch.float32, 12, ""), group)
+    ppo = PPO(policy, config, micro_batch=12)
+    rank, size = (group.rank, group.size) if group else (0, 1)
+    if group:
+        share(ppo, group)
     whole = {
         "obs": torch.randint(0, 256, (steps, envs, 8, 8, 3), dtype=torch.uint8),
         "state": torch.randn(steps, envs, policy.state_size),
         "action": torch.randint(0, 15, (steps, envs)),
-        "reset": torch.rand(steps, envs) < 0.2,
+        "episode_start": torch.rand(steps, envs) < 0.2,
         "log_prob": torch.full((steps, envs), -2.7),
         **{name: torch.randn(steps, envs) for name in ("value", "advantage", "return_")},
     }
-    width = envs // group.size
+    width = envs // size
     storage = RolloutStorage(steps, width, (8, 8, 3), policy.state_size, length)
     for name, value in whole.items():
-        setattr(storage, name, value[:, group.rank * width : (group.rank + 1) * width].contiguous())
-    figures = ppo.optimize(storage)
-    return torch.cat([p.detach().flatten() for p in policy.parameters()]), figures
+        setattr(storage, name, value[:, rank * width : (rank + 1) * width].contiguous())
+    metrics = ppo.update(storage)
+    return torch.cat([p.detach().flatten() for p in policy.parameters()]), metrics
 
 
 LEARN = """
@@ -80,42 +84,40 @@ sys.path.insert(0, {tests!r})
 from test_distributed import learn
 from ppo_lib.accel.distributed import Group
 group = Group.join()
-torch.save([learn(group, recurrent) for recurrent in (False, True)], {folder!r} + f"/{{group.rank}}.pt")
-group.leave()
+torch.save([learn(recurrent, group) for recurrent in (False, True)], {folder!r} + f"/{{group.rank}}.pt")
+torch.distributed.destroy_process_group()
 """
 
 
 def test_two_processes_learn_what_one_learns_from_the_union(tmp_path):
     script = tmp_path / "learn.py"
-    script.write_text(LEARN.format(tests=str(ROOT / "tests"), folder=str(tmp_path)))
+    script.write_text(LEARN.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
     torchrun(script)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for i, recurrent in enumerate((False, True)):
-        weights, figures = learn(Group(), recurrent)
-        (first, first_figures), (second, second_figures) = ranks[0][i], ranks[1][i]
-        assert torch.equal(first, second) and first_figures == second_figures
+        weights, metrics = learn(recurrent)
+        (first, first_metrics), (second, second_metrics) = ranks[0][i], ranks[1][i]
+        assert torch.equal(first, second) and first_metrics == second_metrics
         torch.testing.assert_close(first, weights, atol=2e-5, rtol=1e-4)
-        assert first_figures == pytest.approx(figures, rel=1e-3, abs=1e-5)
+        assert first_metrics == pytest.approx(metrics, rel=1e-3, abs=1e-5)
 
 
 UPDATES = """
 import json, sys
 from pathlib import Path
 from ppo_lib.config import PPOConfig
-from ppo_lib.accel.distributed import Group
-from ppo_lib.train import Trainer
-group, folder = Group.join(), Path(sys.argv[1])
+from ppo_lib.accel.distributed import trainer_class
+folder = Path(sys.argv[1])
 config = PPOConfig(num_envs=4, num_steps=16, num_minibatches=2, num_epochs=2, sequence_length=8, total_steps=192,
                    eval_interval=64, eval_episodes=2, device="cpu", precision="float32")
-trainer, sums = Trainer(config, folder / "run", progress=False, group=group), []
+trainer, sums = trainer_class()(config, folder / "run", progress=False), []
 def note(metrics):
     parameters = list(trainer.policy.parameters())
     sums.append([metrics["steps"], trainer.episodes, [float(p.double().sum()) for p in parameters],
                  trainer.collector.normalizer.state_dict(), float(trainer.storage.obs.double().mean())])
 trainer.train(note)
 trainer.close()
-(folder / f"{group.rank}.json").write_text(json.dumps(sums))
-group.leave()
+(folder / f"{trainer.group.rank}.json").write_text(json.dumps(sums))
 """
 
 
@@ -162,3 +164,21 @@ def test_a_rank_gets_its_own_columns_of_the_normalised_rewards():
     for rank in range(2):
         part = Group(rank, 2).columns(RewardNormalizer(4, 0.9)(reward, done))
         assert np.array_equal(part, whole[:, 2 * rank : 2 * rank + 2])
+
+
+def test_all_ranks_leave_a_stopped_evaluation_together():
+    """The first one evaluates; when it is stopped the others learn of it, and all stop."""
+    one, told = object.__new__(DistributedTrainer), []
+    one.group = SimpleNamespace(rank=1, first=lambda means: told.append(means))
+    with pytest.raises(Stopped):
+        one.evaluate()
+    assert told == [None]
+
+
+def test_a_world_without_ranks_gets_one_sentence(monkeypatch):
+    """A variable left over from elsewhere."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=r"RANK, LOCAL_RANK, LOCAL_WORLD_SIZE is not: start with torchrun"):
+        trainer_class()(PPOConfig(), "never")
