@@ -1,69 +1,148 @@
-"""PPO on tiny tasks in seconds: does the algorithm learn at all, and what does each of its parts do?
+"""Tiny tasks with a known best return, and all of PPO on one screen to train on them in seconds.
 
-- `train` is the Trainer's algorithm without overlap, files and logs: all of PPO in one screen.
-- The network is ActorCritic with a linear layer in place of the IMPALA encoder, a small fraction of its work.
-- The tasks, whose best returns are known, stand in toy_tasks.
+- `train` is the paper's algorithm with the parts of ppo_lib: collect, compute_advantages, update.
+- The tasks have the interface of the games: uint8 images, SAME_STEP autoreset, step_async and step_wait.
+- The network is ActorCritic with a linear layer instead of the IMPALA encoder.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor, nn
 
-from ppo_lib.accel.hardware import Hardware
-from ppo_lib.config import PPOConfig, derive_seed
-from ppo_lib.course.toy_tasks import GOAL, NUM_ACTIONS, SIZE, TASKS, ToyEnv, make_env, optimal_return, optimal_value
+from ppo_lib.config import PPOConfig, UserError, derive_seed, suggest
 from ppo_lib.model import GRUCore, orthogonal_init
 from ppo_lib.policy import ActorCritic
 from ppo_lib.ppo import PPO
+from ppo_lib.rollout import Collector
 from ppo_lib.storage import RolloutStorage
-from ppo_lib.wrappers import RewardNormalizer
+from ppo_lib.wrappers import EpisodeStatistics, Step
 
-__all__ = ["GOAL", "SIZE", "TASKS", "Player", "ToyEnv", "grid_map", "make_env", "make_ppo", "optimal_return",
-           "optimal_value", "tiny_policy", "toy_config", "train"]  # fmt: skip
-
-
-class TinyEncoder(nn.Module):
-    """uint8 images [B, 8, 8, 3] -> features [B, D]: one linear layer and a ReLU."""
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(SIZE * SIZE * 3, features)
-
-    def forward(self, obs: Tensor) -> Tensor:
-        return self.linear(obs.flatten(1).float() / 255).relu()
+TASKS = {"bandit": 1, "grid": 40, "memory": 5}  # the steps after which an episode ends at the latest
+SIZE = 8  # height and width of the image, and of the grid
+MOVES = np.array([[-1, 0], [0, 1], [1, 0], [0, -1]])  # of the four actions, which also name the quadrants
+GOAL = 14  # the cell of `grid` (row 1, column 6) that ends an episode
+STEP_COST = 0.02
+CELL = np.eye(SIZE**2).reshape(-1, SIZE, SIZE)  # images of one lit cell
+QUADRANT = np.kron(np.eye(4).reshape(4, 2, 2), np.ones((SIZE // 2, SIZE // 2)))  # images of one lit quadrant
 
 
-def tiny_policy(recurrent: bool = False, seed: int = 0, features: int = 64) -> ActorCritic:
-    """An ActorCritic for the toy tasks, with the parts that cost time made small (features D)."""
-    policy = ActorCritic(NUM_ACTIONS, recurrent, obs_shape=(SIZE, SIZE, 3))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        policy.encoder = TinyEncoder(features)
-        policy.core = GRUCore(features) if recurrent else None
-        policy.actor, policy.critic = nn.Linear(features, NUM_ACTIONS), nn.Linear(features, 1)
-        orthogonal_init(policy)
-        orthogonal_init(policy.actor, gain=0.01)
-        orthogonal_init(policy.critic, gain=1.0)
-    policy.state_size = features if recurrent else 0
-    return policy
+class ToyEnv(VectorEnv):
+    """N copies of a task: observations uint8 [N, 8, 8, 3], actions 0 to 3 [N], rewards float32 [N].
+
+    bandit: one quadrant is lit; naming it pays 1; one step per episode.
+    grid: walk from a random cell (green) to the goal (red): each step costs 0.02, the goal pays 1; at most 40 steps.
+    memory: the first frame lights a quadrant, three dark frames follow; at the white frame, naming the quadrant pays 1.
+    info["level_seed"], int64 [N]: the quadrant, or the first cell. Raises UserError for an unknown task.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.SAME_STEP}
+
+    def __init__(self, task: str, num_envs: int, seed: int = 0) -> None:
+        if task not in TASKS:
+            raise UserError(f"There is no toy task '{task}'{suggest(task, TASKS)}")
+        self.task, self.num_envs = task, num_envs
+        self.rng = np.random.default_rng(seed)
+        self.clock = np.zeros(num_envs, np.int64)  # steps since the episode began
+        self.level = np.zeros(num_envs, np.int64)  # the quadrant, or the first cell
+        self.place = np.zeros(num_envs, np.int64)  # the agent's cell in `grid`
+        self._begin(np.arange(num_envs))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        """Begin a new episode in every copy; with seed, restart from it."""
+        if seed is not None:
+            self.rng = np.random.default_rng(seed)
+        self._begin(np.arange(self.num_envs))
+        return self.observe()
+
+    def step(self, actions: np.ndarray) -> Step:
+        """step_async and step_wait in one."""
+        self.step_async(actions)
+        return self.step_wait()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Keep the actions [N] for step_wait."""
+        self.actions = np.asarray(actions, np.int64)
+
+    def step_wait(self) -> Step:
+        """Play the step. Returns obs (of the next episode where one ended), reward, terminated, truncated, info."""
+        self.clock += 1
+        done = self.clock == TASKS[self.task]
+        if self.task == "grid":
+            cell = np.stack(np.divmod(self.place, SIZE), axis=1) + MOVES[self.actions]
+            self.place = cell.clip(0, SIZE - 1) @ (SIZE, 1)
+            arrived = self.place == GOAL
+            reward, done = arrived - STEP_COST, arrived | done
+        else:
+            reward = done & (self.actions == self.level)
+        self._begin(np.flatnonzero(done))
+        obs, info = self.observe()
+        return obs, reward.astype(np.float32), done, np.zeros_like(done), info
+
+    def observe(self) -> tuple[np.ndarray, dict[str, Any]]:
+        """The current obs [N, 8, 8, 3] and info, without a step."""
+        obs = np.zeros((self.num_envs, SIZE, SIZE, 3), np.uint8)
+        info = {"level_seed": self.level.copy(), "_level_seed": np.ones(self.num_envs, np.bool_)}
+        if self.task == "grid":
+            obs[..., 0], obs[..., 1] = 255 * CELL[GOAL], 255 * CELL[self.place]
+            return obs, info
+        cue = self.clock == 0
+        obs[cue, ..., 0] = 255 * QUADRANT[self.level[cue]]
+        if self.task == "memory":
+            obs[self.clock == TASKS["memory"] - 1] = 255
+        return obs, info
+
+    def _begin(self, envs: np.ndarray) -> None:
+        """Start a new episode in the copies with these indices."""
+        self.clock[envs] = 0
+        if self.task == "grid":
+            self.level[envs] = (GOAL + self.rng.integers(1, SIZE**2, size=len(envs))) % SIZE**2  # not the goal itself
+            self.place[envs] = self.level[envs]
+        else:
+            self.level[envs] = self.rng.integers(len(MOVES), size=len(envs))
 
 
-def toy_config(**changes: object) -> PPOConfig:
-    """Settings that fit the toy tasks; change any field."""
-    settings = {
-        "num_envs": 32, "num_steps": 40, "total_steps": 40_000, "num_epochs": 4, "num_minibatches": 4,
-        "learning_rate": 2e-3, "gamma": 0.98, "recurrent": False, "sequence_length": 20, "normalize_reward": False,
-    }  # fmt: skip
-    return PPOConfig.from_dict({**settings, **changes})
+class LearningReward(EpisodeStatistics):
+    """Counts raw returns, then multiplies the reward by `scale` and adds normal noise of standard deviation `noise`."""
+
+    def __init__(self, env: VectorEnv, scale: float, noise: float, seed: int) -> None:
+        super().__init__(env)
+        self.scale, self.noise, self.rng = scale, noise, np.random.default_rng(seed)
+
+    def step_wait(self) -> Step:
+        """End the step, count it, and change its reward."""
+        obs, reward, *rest = super().step_wait()
+        noise = self.noise * self.rng.standard_normal(self.num_envs)
+        return obs, (reward * self.scale + noise).astype(np.float32), *rest
+
+
+def make_env(task: str, num_envs: int, seed: int = 0) -> EpisodeStatistics:
+    """A ToyEnv with episode returns and lengths in info, as envs.make_env gives a game."""
+    return EpisodeStatistics(ToyEnv(task, num_envs, seed))
+
+
+def optimal_return(task: str) -> float:
+    """The mean return of the best policy, which a working algorithm must reach."""
+    return float(np.nanmean(optimal_value(gamma=1.0))) if task == "grid" else 1.0
+
+
+def optimal_value(gamma: float) -> np.ndarray:
+    """The best discounted return from each cell of `grid`, [8, 8] (nan at the goal): d steps at 0.02 each, then 1."""
+    row, column = np.divmod(np.arange(SIZE**2), SIZE)
+    distance = np.abs(row - GOAL // SIZE) + np.abs(column - GOAL % SIZE)
+    value = [gamma ** (d - 1) - STEP_COST * sum(gamma**k for k in range(d)) if d else np.nan for d in distance]
+    return np.array(value).reshape(SIZE, SIZE)
 
 
 @torch.no_grad()
 def grid_map(policy: ActorCritic) -> tuple[np.ndarray, np.ndarray]:
-    """What a feed-forward policy takes each cell of `grid` to be worth, and its likeliest action there, both [8, 8].
+    """A feed-forward policy's value of each cell of `grid` and its most likely action there, both [8, 8].
 
     Compare the values with optimal_value.
     """
@@ -74,70 +153,62 @@ def grid_map(policy: ActorCritic) -> tuple[np.ndarray, np.ndarray]:
     return value.reshape(SIZE, SIZE).numpy(), logits.argmax(-1).reshape(SIZE, SIZE).numpy()
 
 
-class Player:
-    """Plays a toy task with a PPO agent and keeps the rollouts."""
+class TinyEncoder(nn.Linear):
+    """uint8 images [B, 8, 8, 3] -> features [B, D]: one linear layer and a ReLU."""
 
-    def __init__(self, task: str, ppo: PPO, reward_scale: float = 1.0, reward_noise: float = 0.0) -> None:
-        """The agent learns from rewards times reward_scale, plus normal noise of that std; raw returns are reported."""
-        config, policy, n = ppo.config, ppo.policy, ppo.config.num_envs
-        self.ppo, self.config, self.reward_scale = ppo, config, reward_scale
-        self.reward_noise, self.rng = reward_noise, np.random.default_rng(derive_seed(config.seed, "noise"))
-        self.env = make_env(task, n, derive_seed(config.seed, "train"))
-        self.normalizer = RewardNormalizer(n, config.reward_gamma)
-        length = config.sequence_length if config.recurrent else None
-        self.storage = RolloutStorage(config.num_steps, n, (SIZE, SIZE, 3), policy.state_size, length)
-        self.obs = torch.from_numpy(self.env.reset()[0])
-        self.state, self.reset = policy.initial_state(n), torch.ones(n, dtype=torch.bool)
+    def forward(self, obs: Tensor) -> Tensor:
+        return super().forward(obs.flatten(1).float() / 255).relu()
 
-    def collect(self) -> tuple[RolloutStorage, list[float]]:
-        """T steps of every environment: the storage with its advantages, and the returns of the episodes that ended."""
-        config, storage, everyone, returns = self.config, self.storage, slice(None), []
-        for t in range(config.num_steps):
-            storage.add(t, everyone, obs=self.obs, state=self.state, reset=self.reset)
-            action, log_prob, value, self.state, _ = self.ppo.predict(self.obs, self.state, self.reset)
-            obs, reward, terminated, truncated, info = self.env.step(action.numpy())
-            done = terminated | truncated
-            if done.any():
-                returns.extend(info["episode"]["r"][done].tolist())
-            noise = self.reward_noise * self.rng.standard_normal(config.num_envs)
-            reward = (reward * self.reward_scale + noise).astype(np.float32)
-            if config.normalize_reward:
-                reward = self.normalizer(reward, done)
-            self.obs, self.reset = torch.from_numpy(obs), torch.from_numpy(done)
-            storage.add(t, everyone, action=action, log_prob=log_prob, value=value,
-                        reward=torch.from_numpy(reward), done=self.reset)  # fmt: skip
-        storage.estimate(self.ppo.predict_value(self.obs, self.state, self.reset), config.gamma, config.gae_lambda)
-        return storage, returns
+
+def tiny_policy(recurrent: bool = False, seed: int = 0, features: int = 64) -> ActorCritic:
+    """An ActorCritic for the toy tasks whose encoder, GRU and heads are replaced by small ones (D = features)."""
+    policy = ActorCritic(len(MOVES), recurrent, obs_shape=(SIZE, SIZE, 3))
+    policy.state_size = features if recurrent else 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        policy.encoder = TinyEncoder(SIZE * SIZE * 3, features)
+        policy.core = GRUCore(features) if recurrent else None
+        policy.actor, policy.critic = nn.Linear(features, len(MOVES)), nn.Linear(features, 1)
+        orthogonal_init(policy)
+        orthogonal_init(policy.actor, gain=0.01)
+        orthogonal_init(policy.critic, gain=1.0)
+    return policy
+
+
+def toy_config(**changes: object) -> PPOConfig:
+    """Settings that fit the toy tasks; any field can be changed."""
+    config = PPOConfig(num_envs=32, num_steps=40, total_steps=40_000, num_epochs=4, learning_rate=2e-3, gamma=0.98,
+                       num_minibatches=4, recurrent=False, sequence_length=20, normalize_reward=False)  # fmt: skip
+    return config.replace(**changes)
 
 
 def make_ppo(config: PPOConfig, policy: ActorCritic | None = None) -> PPO:
-    """PPO on the CPU in float32, for a policy (default: `tiny_policy`) of the toy tasks."""
-    policy = policy or tiny_policy(config.recurrent, derive_seed(config.seed, "weights"))
-    return PPO(policy, config, Hardware(torch.device("cpu"), torch.float32, config.minibatch_size, "a toy task"))
+    """PPO on the CPU in float32. policy: default `tiny_policy`, or an ActorCritic of obs_shape (8, 8, 3), 4 actions."""
+    return PPO(policy or tiny_policy(config.recurrent, derive_seed(config.seed, "weights")), config)
 
 
 def train(
-    task: str,
-    config: PPOConfig,
-    prepare: Callable[[PPO], None] = lambda ppo: None,
-    *,
-    policy: ActorCritic | None = None,
-    reward_scale: float = 1.0,
-    reward_noise: float = 0.0,
-) -> tuple[ActorCritic, dict[str, np.ndarray]]:
-    """Train PPO on a toy task, on the CPU.
+    task: str, config: PPOConfig, prepare: Callable[[PPO], None] = lambda ppo: None, *,
+    policy: ActorCritic | None = None, reward_scale: float = 1.0, reward_noise: float = 0.0,
+) -> tuple[ActorCritic, dict[str, np.ndarray]]:  # fmt: skip
+    """Train PPO on a toy task (1707.06347, algorithm 1), on the CPU.
 
-    prepare: gets the PPO object before the first update, to change what it likes; policy: default `tiny_policy`, or
-    any ActorCritic with obs_shape (8, 8, 3) and 4 actions; reward_scale, reward_noise: see Player.
-    Returns the policy and a column for each diagnostic of PPO.optimize, beside "steps" and "return_mean": the mean
-    return of the episodes that ended in the update; each [updates].
+    prepare is called with the PPO object before the first update and may change it; policy: see make_ppo;
+    reward_scale, reward_noise: see LearningReward. Returns the policy and columns [updates]: "steps", "return_mean"
+    (the mean raw return of the episodes that ended in the update) and the metrics of PPO.update.
     """
     ppo = make_ppo(config, policy)
     prepare(ppo)
-    player, rows = Player(task, ppo, reward_scale, reward_noise), []
-    for update in range(config.num_updates):
-        storage, returns = player.collect()
-        diagnostics = ppo.optimize(storage)
-        mean = float(np.mean(returns)) if returns else float("nan")
-        rows.append({"steps": (update + 1) * config.batch_size, "return_mean": mean, **diagnostics})
+    env = ToyEnv(task, config.num_envs, derive_seed(config.seed, "train"))
+    env = LearningReward(env, reward_scale, reward_noise, derive_seed(config.seed, "noise"))
+    collector, rows = Collector(ppo, [env]), []
+    length = config.sequence_length if config.recurrent else None
+    storage = RolloutStorage(config.num_steps, config.num_envs, (SIZE, SIZE, 3), ppo.policy.state_size, length)
+    for update in range(1, config.num_updates + 1):
+        collector.recent = deque()  # every episode of this update, not only the last 100
+        last_value = collector.collect(storage)
+        storage.compute_advantages(last_value, config.gamma, config.gae_lambda)
+        metrics = ppo.update(storage)
+        return_mean = np.mean([r for r, _ in collector.recent] or [np.nan])
+        rows.append({"steps": update * config.batch_size, "return_mean": return_mean, **metrics})
     return ppo.policy, {name: np.array([row[name] for row in rows]) for name in rows[0]}

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ppo_lib.config import UserError
-from ppo_lib.course import toy, toy_tasks
-from ppo_lib.evaluate import play
+from ppo_lib.course import toy
+from ppo_lib.evaluate import play_episodes
 from ppo_lib.policy import ActorCritic
 
 
@@ -39,33 +39,29 @@ def test_a_perfect_player_gets_the_known_best_return():
 def test_optimal_value_obeys_bellman():
     gamma = 0.9
     value = toy.optimal_value(gamma)
-    assert value[1, 5] == pytest.approx(1 - toy_tasks.STEP_COST)  # one step from the goal
-    assert value[1, 4] == pytest.approx(gamma * value[1, 5] - toy_tasks.STEP_COST)
+    assert value[1, 5] == pytest.approx(1 - toy.STEP_COST)  # one step from the goal
+    assert value[1, 4] == pytest.approx(gamma * value[1, 5] - toy.STEP_COST)
 
 
 @pytest.mark.parametrize("task", toy.TASKS)
-def test_same_step_autoreset_and_exact_state(task):
-    env = toy.make_env(task, 8, seed=1)
-    obs, info = env.reset()
-    assert obs.shape == (8, 8, 8, 3) and obs.dtype == np.uint8 and info["level_seed"].shape == (8,)
+def test_same_seed_same_task_and_same_step_autoreset(task):
+    """The observation and the level of a step that ends an episode are those of the next one, as in the games."""
     rng = np.random.default_rng(0)
-    for _ in range(7):
-        env.step(rng.integers(4, size=8))
-    state, actions = env.get_state(), rng.integers(4, size=(60, 8))
-    first = [env.step(a) for a in actions]
-    other = toy.make_env(task, 8, seed=99)
-    other.reset()
-    other.set_state(state)
-    ended = 0
-    for action, (obs, reward, terminated, _, info) in zip(actions, first, strict=True):
-        other.step_async(action)
-        obs2, reward2, terminated2, _, info2 = other.step_wait()
-        np.testing.assert_array_equal(obs, obs2)
-        np.testing.assert_array_equal(reward, reward2)
-        np.testing.assert_array_equal(terminated, terminated2)
-        for i in np.flatnonzero(terminated):
-            assert info["episode"]["r"][i] == info2["episode"]["r"][i]
-        ended += terminated.sum()
+    actions, ended = rng.integers(4, size=(60, 8)), 0
+    one, two = (toy.make_env(task, 8, seed=1) for _ in range(2))
+    (obs, info), _ = one.reset(), two.reset()
+    assert obs.shape == (8, 8, 8, 3) and obs.dtype == np.uint8 and info["level_seed"].shape == (8,)
+    first = toy.ToyEnv(task, 8)
+    for action in actions:
+        two.step_async(action)
+        answers = one.step(action), two.step_wait()
+        for a, b in zip(*(answer[:4] for answer in answers), strict=True):
+            np.testing.assert_array_equal(a, b)
+        obs, _, done, truncated, info = answers[0]
+        first.level, first.place = info["level_seed"], info["level_seed"]
+        np.testing.assert_array_equal(obs[done], first.observe()[0][done])
+        assert not truncated.any()
+        ended += done.sum()
     assert ended >= 8
 
 
@@ -73,7 +69,7 @@ def test_memory_shows_the_cue_once_and_asks_later():
     env = toy.make_env("memory", 64, seed=0)
     obs, info = env.reset()
     cue, frames = info["level_seed"], [obs]
-    for _ in range(toy_tasks.DARK_STEPS + 1):
+    for _ in range(toy.TASKS["memory"] - 1):
         obs, reward, done, _, _ = env.step(cue)
         assert not done.any() and not reward.any()
         frames.append(obs)
@@ -84,15 +80,15 @@ def test_memory_shows_the_cue_once_and_asks_later():
 
 
 def test_an_unknown_task_is_explained():
-    with pytest.raises(UserError, match="bandit, grid, memory"):
-        toy.make_env("maze", 2)
+    with pytest.raises(UserError, match="no toy task 'gird'; did you mean 'grid'"):
+        toy.make_env("gird", 2)
 
 
 def test_ppo_solves_the_bandit():
     policy, curve = toy.train("bandit", toy.toy_config(total_steps=10_000))
     assert curve["return_mean"][0] < 0.4
     assert curve["return_mean"][-1] > 0.95 * toy.optimal_return("bandit")
-    greedy = play(policy, toy.make_env("bandit", 64, seed=7), quota=4, greedy=True)
+    greedy = play_episodes(policy, toy.make_env("bandit", 64, seed=7), quota=4, greedy=True)
     assert [episode.return_ for episode in greedy] == [1.0] * 256
 
 
@@ -119,7 +115,7 @@ def test_ppo_walks_the_shortest_way_and_knows_its_value():
     cells = ~np.isnan(best)
     assert np.abs(value - best)[cells].mean() < 0.1
     visible = np.arange(64).reshape(8, 8)
-    after = visible // 8 + toy_tasks.MOVES[likeliest][..., 0], visible % 8 + toy_tasks.MOVES[likeliest][..., 1]
+    after = visible // 8 + toy.MOVES[likeliest][..., 0], visible % 8 + toy.MOVES[likeliest][..., 1]
     nearer = [np.abs(r - toy.GOAL // 8) + np.abs(c - toy.GOAL % 8) for r, c in (after, (visible // 8, visible % 8))]
     assert (nearer[0] < nearer[1])[cells].mean() > 0.9  # all but a few cells point the right way
 
@@ -131,3 +127,21 @@ def test_the_same_seed_gives_the_same_training():
     for name in one:
         np.testing.assert_array_equal(one[name], two[name])
     assert torch.equal(before, torch.random.get_rng_state())  # global generators stay untouched
+
+
+def test_the_agent_learns_from_another_reward_than_is_reported():
+    """Scale and noise change what is learned from; returns stay the task's own, and all of an update's are reported."""
+    config = toy.toy_config(total_steps=1_280)
+    stored = []
+
+    def prepare(ppo):
+        update = ppo.update
+        ppo.update = lambda storage: (stored.append(storage.reward.clone()), update(storage))[1]
+
+    curves = [
+        toy.train("bandit", config, prepare, reward_scale=scale, reward_noise=noise)[1]
+        for scale, noise in ((1, 0), (10, 0), (1, 0.5))
+    ]
+    plain, scaled, noisy = stored
+    assert torch.equal(plain * 10, scaled) and 0.4 < (noisy - plain).std() < 0.6
+    assert [curve["return_mean"][0] for curve in curves] == [pytest.approx(plain.mean().item())] * 3
