@@ -1,69 +1,148 @@
-"""Checkpoints and policies on disk.
+"""A run's folder on disk: atomic saves, safe loads, who may write.
 
-- A save is atomic: a crash at any moment leaves the last or the previous checkpoint whole.
-- Files load with `weights_only=True`: tensors, numbers and strings, never code.
+- A save is atomic: a crash at any moment leaves the last or the previous checkpoint intact. Stop signals wait for it.
+- Files load with `weights_only=True` (tensors, numbers, strings; never code), after their checksums are verified.
 - `policy.pt` holds weights rounded to float16 (a relative change of at most 2^-11), so that it stays under 2.5 MB.
 """
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+import shlex
+import signal
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import IO, NoReturn
 
 import torch
-from torch import Tensor
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
 
 from ppo_lib.config import PPOConfig, UserError
-from ppo_lib.files import replacing, write_error
-from ppo_lib.policy import ActorCritic
-from ppo_lib.runs import load_run
+from ppo_lib.policy import make_policy
+from ppo_lib.runs import fixed_changes, load_run, read_config
 
 FORMAT = 1  # raise when an older reader would misread the file
 CHECKPOINT, PREVIOUS, POLICY = "checkpoint.pt", "checkpoint.previous.pt", "policy.pt"
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Ctrl-C, kill, a lost terminal, SLURM's warning
 
 
 class CheckpointError(UserError):
     """A file that can't be loaded, and what to do about it."""
 
 
-def save_checkpoint(run_dir: Path, state: dict[str, object]) -> Path:
+@contextmanager
+def atomic_write(path: Path, mode: str = "w", keep: Path | None = None) -> Iterator[IO]:
+    """A file to write that replaces `path`, synced to disk, when the block ends; an error leaves the old file.
+
+    mode: "w" (UTF-8, line ends as written) or "wb"; keep: where the old file moves, if it is to be kept.
+    """
+    temporary = path.with_suffix(".tmp")
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    try:
+        with open(temporary, mode, **text) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            os.replace(path, keep)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_error(error: OSError, path: Path) -> UserError:
+    """One sentence about a failed write: its cause, and a remedy where the cause has one."""
+    name = errno.errorcode.get(error.errno or 0)
+    if name in ("ENOSPC", "EDQUOT"):
+        return UserError(f"The disk is full: {path} could not be written. Free some space; what was saved is kept.")
+    remedy = "; choose another folder with --results"
+    closed = name in ("EACCES", "EPERM", "EROFS", "ENOTDIR", "EISDIR", "EEXIST")
+    return UserError(f"{path} could not be written ({error.strerror or error}){remedy if closed else ''}.")
+
+
+@contextmanager
+def interruptible(stop: Callable[[], None] | None = None) -> Iterator[None]:
+    """Treat every stop signal like Ctrl-C: raise KeyboardInterrupt. With `stop`, call that instead.
+
+    Ignored signals (nohup) stay ignored. A second signal within a second counts as the first: a terminal signals both
+    a launcher and its child, and the launcher passes its own on. Only the main thread gets signals.
+    """
+    last = float("-inf")
+
+    def interrupt(*_: object) -> None:
+        nonlocal last
+        if stop is not None:
+            stop()
+        elif time.monotonic() - last > 1:
+            last = time.monotonic()
+            raise KeyboardInterrupt
+
+    with _handling(interrupt):
+        yield
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let stop signals wait until the block has ended: for saving."""
+    arrived: list[int] = []
+    with _handling(lambda number, _: arrived.append(number)):
+        yield
+    if arrived:
+        signal.raise_signal(arrived[0])
+
+
+@contextmanager
+def _handling(handler: Callable[..., object]) -> Iterator[None]:
+    in_main = threading.current_thread() is threading.main_thread()
+    with ExitStack() as restore:
+        for number in (getattr(signal, name) for name in STOP_SIGNALS if in_main and hasattr(signal, name)):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                restore.callback(signal.signal, number, signal.signal(number, handler))
+        yield
+
+
+def save_checkpoint(run_dir: Path, state: dict[str, object]) -> None:
     """Write run_dir/checkpoint.pt; the one before it becomes checkpoint.previous.pt.
 
-    Raises UserError (disk full, folder not writable); then both older files are still there.
+    Raises UserError (disk full, folder not writable); both older files are kept then.
     """
-    path = run_dir / CHECKPOINT
-    return _write(path, {"format": FORMAT, "kind": "checkpoint", **state}, keep=run_dir / PREVIOUS)
+    _write(run_dir / CHECKPOINT, {"format": FORMAT, "kind": "checkpoint", **state}, keep=run_dir / PREVIOUS)
 
 
 def has_checkpoint(run_dir: Path) -> bool:
-    """Whether there is something to go on from."""
+    """Whether there is a checkpoint to resume from."""
     return any((run_dir / name).exists() for name in (CHECKPOINT, PREVIOUS))
 
 
-def goes_on(run_dir: Path) -> bool:
-    """Whether there is something to go on from; False for no run yet, and one stopped before its first checkpoint.
+def can_resume(run_dir: Path) -> bool:
+    """Whether there is a checkpoint to resume from; False for no run yet, and one stopped before its first checkpoint.
 
-    Raises UserError for a run that has got further than that and has lost its checkpoint: it must not begin anew.
+    Raises UserError for a run that was further and has lost its checkpoint: it must not start again.
     """
-    if not (run_dir / "config.json").is_file():
-        return False
-    if has_checkpoint(run_dir):
-        return True
+    if not (run_dir / "config.json").is_file() or has_checkpoint(run_dir):
+        return (run_dir / "config.json").is_file()
     run = load_run(run_dir)
-    first = min(run.config.checkpoint_interval, run.config.last_step) + run.config.batch_size
-    kept = (run_dir / POLICY).exists() or run.config.last_step in run.evaluation.checkpoints
-    if kept or run.steps >= first:
-        raise UserError(
-            f"The run {run_dir} has no checkpoint to go on from (git keeps none): remove the folder to train it "
-            "again, or choose another name."
-        )
+    end, interval = run.config.last_step, run.config.checkpoint_interval
+    first = min(interval, end) + run.config.batch_size
+    if (run_dir / POLICY).exists() or end in run.evaluation.checkpoints or run.steps >= first:
+        remedy = "remove the folder to train it again, or choose another name"
+        raise UserError(f"The run {run_dir} has no checkpoint to resume from (git keeps none): {remedy}.")
     return False
 
 
 def load_checkpoint(run_dir: Path) -> dict[str, object]:
-    """Read run_dir/checkpoint.pt, or the previous one if a kill during a save has left that alone.
+    """Read run_dir/checkpoint.pt, or the previous one if a kill during a save has left only that.
 
-    Raises CheckpointError, which offers the previous one if that is whole.
+    Raises CheckpointError, which offers the previous one if that is intact.
     """
     path, previous = run_dir / CHECKPOINT, run_dir / PREVIOUS
     if previous.exists() and not path.exists():
@@ -75,71 +154,141 @@ def load_checkpoint(run_dir: Path) -> dict[str, object]:
             steps = _read(previous, "checkpoint")["steps"]
         except CheckpointError:
             raise error from None
-        raise CheckpointError(
-            f"{error} The previous checkpoint, at {steps:,} steps, is whole: go on from it after "
-            f"`mv {previous} {path}`."
-        ) from None
+        remedy = f"resume from it after `{shlex.join(['mv', str(previous), str(path)])}`"
+        raise CheckpointError(f"{error} The previous checkpoint, at {steps:,} steps, is intact: {remedy}.") from None
 
 
-def save_policy(run_dir: Path, weights: dict[str, Tensor], config: PPOConfig, steps: int) -> Path:
+def save_policy(run_dir: Path, weights: dict[str, Tensor], config: PPOConfig, steps: int) -> None:
     """Write run_dir/policy.pt: a policy's state_dict in float16, config, and the steps it was trained for."""
-    weights = {name: value.detach().cpu().half().contiguous() for name, value in weights.items()}
+    weights = {name: w.detach().cpu().contiguous() for name, w in weights.items()}
+    weights = {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
     content = {"format": FORMAT, "kind": "policy", "config": config.to_dict(), "steps": steps, "policy": weights}
-    return _write(run_dir / POLICY, content)
+    _write(run_dir / POLICY, content)
 
 
-def load_policy(path: Path | str, config: PPOConfig | None = None) -> tuple[ActorCritic, PPOConfig, int]:
-    """Read a policy from a run's folder or file -> (policy on the CPU in float32, its config, steps).
+def load_policy(path: Path | str, policy: nn.Module | None = None) -> tuple[nn.Module, PPOConfig, int]:
+    """Read a policy from a run's folder or file -> (policy on the CPU in float32 and eval mode, its config, steps).
 
-    config: what the caller expects; a recurrent policy where a feed-forward one is expected (or the other way
-    round, or another width) raises CheckpointError.
+    policy: the module that takes the weights (default: make_policy of the saved config). Raises CheckpointError if
+    the file can't be read or its weights don't fit the module.
     """
     path = Path(path)
     content = _read(path / POLICY if path.is_dir() else path, "policy")
-    saved = PPOConfig.from_dict(content["config"])
-    for name in ("recurrent", "width_scale"):
-        if config is not None and getattr(config, name) != getattr(saved, name):
-            raise CheckpointError(
-                f"{path} was trained with {name}={getattr(saved, name)}, but {name}={getattr(config, name)} is asked "
-                f"for; use the same setting or another run."
-            )
-    policy = ActorCritic(recurrent=saved.recurrent, width_scale=saved.width_scale)
+    config = PPOConfig.from_saved(content["config"])
+    network = make_policy(config) if policy is None else policy
     try:
-        policy.load_state_dict(content["policy"])
+        network.load_state_dict(content["policy"])
     except RuntimeError:
-        raise CheckpointError(f"The weights in {path} don't fit its own config: the file was changed.") from None
-    return policy.eval(), saved, content["steps"]
+        hint = ": if it was trained with another module, use load_policy(path, policy=module)" * (policy is None)
+        raise CheckpointError(f"The weights in {path} don't fit {type(network).__name__}{hint}.") from None
+    return network.eval(), config, content["steps"]
 
 
-def _write(path: Path, content: dict[str, object], keep: Path | None = None) -> Path:
-    """Serialise in memory, then write."""
+def _write(path: Path, content: dict[str, object], keep: Path | None = None) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     try:
-        with replacing(path, "wb", keep) as file:
+        with uninterrupted(), atomic_write(path, "wb", keep) as file:
             file.write(buffer.getbuffer())
     except OSError as error:
         raise write_error(error, path) from None
-    return path
 
 
 def _read(path: Path, kind: str) -> dict[str, object]:
     if not path.exists():
-        raise CheckpointError(
-            f"There is no {path.name} in {path.parent}; train this run, or start one of another name."
-        )
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"{path} is empty: it was cut off while being copied or written.")
+        raise CheckpointError(f"There is no {path.name} in {path.parent}; train this run, or choose another one.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # whatever bytes make torch's unpickler stumble over: IndexError, UnpicklingError, …
-        raise CheckpointError(f"{path} is damaged or is no file of this project: it can't be read.") from None
-    if not isinstance(content, dict) or content.get("kind") not in ("checkpoint", "policy"):
-        raise CheckpointError(f"{path} is no file of this project.")
-    if content["kind"] != kind:
-        raise CheckpointError(f"{path} is a {content['kind']}, not a {kind}.")
-    if content["format"] > FORMAT:
-        raise CheckpointError(
-            f"{path} has format {content['format']}, newer than this version of ppo_lib reads ({FORMAT}): update it."
-        )
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} could not be read ({error.strerror}).") from None
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if archive.testzip() is not None:  # torch.load doesn't look at the checksums
+                raise ValueError
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        found, version = content["kind"], content["format"]
+    except Exception:  # damaged bytes raise anything: BadZipFile, IndexError, UnpicklingError, …
+        raise CheckpointError(f"{path} is damaged or was not written by this project: it can't be read.") from None
+    if found != kind:
+        raise CheckpointError(f"{path} is a {found}, not a {kind}.")
+    if version > FORMAT:
+        raise CheckpointError(f"{path} has format {version}, newer than {FORMAT}, which this ppo_lib reads: update it.")
     return content
+
+
+def lock_run(run_dir: Path, timeout: float = 0) -> FileLock | None:
+    """Lock a run's folder until release() or the end of this process; None on a file system without locks (Drive).
+
+    Raises UserError if another trainer still has it after `timeout` seconds (-1: wait as long as it takes).
+    """
+    # no soft lock as fallback: one of a machine that disappeared would stay for ever
+    lock = FileLock(run_dir / ".train.lock", thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout)
+    except Timeout:
+        raise UserError(f"Another process or Trainer is training {run_dir}: stop it, or give another --run.") from None
+    except (OSError, NotImplementedError):
+        return None
+    return lock
+
+
+class RunFolder:
+    """The folder of a run with these settings. resume: continue the run in it, otherwise there must be none;
+    processes: that train together."""
+
+    def __init__(self, run_dir: Path, config: PPOConfig, resume: bool, processes: int = 1) -> None:
+        self.run_dir, self.config, self.resume, self.processes = run_dir, config, resume, processes
+        self._lock: FileLock | None = None
+
+    def find_checkpoint(self) -> dict[str, object] | None:
+        """The checkpoint to resume from, or None for a run that begins.
+
+        Raises UserError if it doesn't fit the config or the number of processes, or a run is in the way.
+        """
+        if not self.resume:
+            self._refuse_existing()
+        if not self.resume or not can_resume(self.run_dir):
+            return None
+        checkpoint, wanted = load_checkpoint(self.run_dir), self.config
+        saved = type(wanted).from_saved({**checkpoint["config"], "precision": checkpoint["precision"]})
+        if wanted.precision == read_config(self.run_dir).precision:
+            # not the checkpoint's if the run has moved to hardware without that, and no save has followed
+            saved = saved.replace(precision=wanted.precision)
+        if changes := fixed_changes(saved, wanted):
+            remedy = "resume it without these changes, or start a new run with another --run name"
+            self._refuse(f"was started with another config ({changes}); {remedy}")
+        processes, steps = 1 + len(checkpoint.get("others", ())), checkpoint["steps"]
+        if processes != self.processes:
+            how = f"torchrun --nproc_per_node={processes}" if processes > 1 else "python, without torchrun"
+            self._refuse(f"was trained by {processes} process(es), not {self.processes}: resume it with {how}")
+        if wanted.last_step < steps:
+            remedy = f"more than the {wanted.last_step:,} asked for: give more --total-steps, or leave them out"
+            self._refuse(f"has trained for {steps:,} steps already, {remedy}")
+        return checkpoint
+
+    def claim(self, config: PPOConfig) -> None:
+        """Make the folder, keep other trainers out, and write config.json.
+
+        config: as resolved. Raises UserError if another trainer has the folder or it can't be written.
+        """
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            self._lock = lock_run(self.run_dir)
+            if not self.resume:
+                self._refuse_existing()  # another process may have been faster
+            with atomic_write(self.run_dir / "config.json") as file:
+                file.write(config.to_json())
+        except OSError as error:
+            raise write_error(error, self.run_dir) from None
+
+    def release(self) -> None:
+        """Let others train the run."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def _refuse_existing(self) -> None:
+        if (self.run_dir / "config.json").exists():
+            self._refuse("exists; continue with --resume, or choose another name with --run")
+
+    def _refuse(self, sentence: str) -> NoReturn:
+        raise UserError(f"The run {self.run_dir} {sentence}.")

@@ -1,106 +1,123 @@
 """What a run writes while it trains: metrics.csv, TensorBoard events and a progress bar.
 
-- metrics.csv gets one row an update, flushed at once: a killed run keeps every finished update.
-- Resuming cuts off rows that are newer than the checkpoint, so that no update appears twice.
+- metrics.csv gets one row per update, flushed at once: a killed run keeps every finished update. Its columns are the
+  metrics that Trainer and algorithm return, in their order; a new metric becomes a new column.
+- What only shows (terminal, progress bar, TensorBoard) never ends a training: its first failure is reported.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from ppo_lib.config import UserError
-from ppo_lib.files import replacing
-
-METRICS = (
-    "steps", "seconds", "episodes", "return_mean", "length_mean", "policy_loss", "value_loss", "entropy",
-    "approx_kl", "clip_fraction", "explained_variance", "grad_norm", "learning_rate", "clip_range",
-    "entropy_coef", "steps_per_second",
-)  # fmt: skip
+from ppo_lib.checkpoint import atomic_write, write_error
+from ppo_lib.runs import read_rows
 
 
 class Logger:
-    """Writes one update at a time. steps: where the run stands (0 unless resumed); newer rows are cut off."""
+    """Writes one update at a time.
+
+    steps: where the run stands (0 unless resumed); newer rows are removed, so that no update appears twice.
+    progress: whether to show a progress bar and messages. Raises UserError if metrics.csv can't be read or written.
+    """
 
     def __init__(self, run_dir: Path, total_steps: int, steps: int = 0, progress: bool = True) -> None:
-        self.path = run_dir / "metrics.csv"
-        keep_rows(self.path, METRICS, steps)
-        self.file = open(self.path, "a", newline="")  # noqa: SIM115 (closed by close)
-        self.writer = csv.DictWriter(self.file, METRICS)
-        self.events = SummaryWriter(str(run_dir), purge_step=steps + 1)
-        self.bar = tqdm(total=total_steps, initial=steps, unit="step", disable=not progress, dynamic_ncols=True)
+        self.path, self.progress = run_dir / "metrics.csv", progress
+        self._failed: set[str] = set()
+        try:
+            self.columns = keep_rows(self.path, (), steps)
+            self.file = self._open()
+        except OSError as error:
+            raise write_error(error, self.path) from None
+        self.events: SummaryWriter = self._try("TensorBoard", SummaryWriter, str(run_dir), "", steps + 1)
+        bar = dict(total=total_steps, initial=steps, unit="step", dynamic_ncols=True, disable=not progress)
+        self.bar: tqdm = self._try("The progress bar", lambda: tqdm(**bar))
 
     def update(self, metrics: Mapping[str, float]) -> None:
-        """Write one update's metrics (all of METRICS) everywhere."""
-        self.writer.writerow({name: _short(metrics[name]) for name in METRICS})
+        """Write one update's metrics, "steps" first, everywhere. Raises OSError if metrics.csv can't be written."""
+        if new := [name for name in metrics if name not in self.columns]:
+            self._add_columns(new)
+        csv.writer(self.file).writerow(_short(metrics[name]) if name in metrics else "" for name in self.columns)
         self.file.flush()
-        for name in METRICS[2:]:
-            self.events.add_scalar(f"train/{name}", metrics[name], metrics["steps"])
-        self.bar.set_postfix_str(f"return {metrics['return_mean']:.2f}")
-        self.bar.update(int(metrics["steps"]) - self.bar.n)
+        shown = {f"train/{name}": value for name, value in metrics.items() if name not in ("steps", "seconds")}
+        self._try("TensorBoard", self._scalars, shown, metrics["steps"])
+        self._try("The progress bar", self._advance, metrics)
 
     def evaluation(self, steps: int, means: Mapping[str, float]) -> None:
         """Show an evaluation's mean return on each split."""
-        for split, mean in means.items():
-            self.events.add_scalar(f"evaluation/{split}_return", mean, steps)
-        figures = ", ".join(f"{mean:.2f} on {split} levels" for split, mean in means.items())
-        self.message(f"{steps:,} steps: return {figures}")
+        shown = {f"evaluation/{split}_return": mean for split, mean in means.items()}
+        self._try("TensorBoard", self._scalars, shown, steps)
+        returns = ", ".join(f"{mean:.2f} on {split} levels" for split, mean in means.items())
+        self.message(f"{steps:,} steps: return {returns}")
 
     def message(self, text: str) -> None:
         """Print a line above the progress bar."""
-        if not self.bar.disable:
-            self.bar.write(text)
+        if self.progress:
+            self._try("The terminal", tqdm.write, text)
 
     def close(self) -> None:
         """Flush and close everything. What can't be written any more (a full disk) was reported by update."""
-        self.bar.close()
-        for file in (self.events, self.file):
-            with contextlib.suppress(OSError):
-                file.close()
+        self._try("The progress bar", lambda: self.bar.close())
+        self._try("TensorBoard", lambda: self.events.close())
+        with contextlib.suppress(OSError):
+            self.file.close()
 
+    def _open(self) -> Any:
+        return open(self.path, "a", newline="", encoding="utf-8")
 
-class NoLogger:
-    """A Logger that writes nothing, for all processes but the first."""
+    def _add_columns(self, new: Sequence[str]) -> None:
+        """Rewrite metrics.csv with more columns, which are empty in the rows that are there."""
+        self.file.close()
+        rows = read_rows(self.path, ()) if self.columns else []
+        self.columns += new
+        _write_rows(self.path, self.columns, rows)
+        self.file = self._open()
 
-    def update(self, metrics: Mapping[str, float]) -> None:
-        """See Logger.update."""
+    def _scalars(self, values: Mapping[str, float], steps: int) -> None:
+        for name, value in values.items():
+            self.events.add_scalar(name, value, steps)
 
-    def evaluation(self, steps: int, means: Mapping[str, float]) -> None:
-        """See Logger.evaluation."""
+    def _advance(self, metrics: Mapping[str, float]) -> None:
+        self.bar.set_postfix_str(f"return {metrics['return_mean']:.2f}")
+        self.bar.update(int(metrics["steps"]) - self.bar.n)
 
-    def message(self, text: str) -> None:
-        """See Logger.message."""
-
-    def close(self) -> None:
-        """See Logger.close."""
-
-
-def keep_rows(path: Path, columns: tuple[str, ...], steps: int) -> None:
-    """Keep the header and the rows up to `steps` (first column); write the header if there is no file.
-
-    Raises UserError for a file that something else has rewritten.
-    """
-    rows: list[dict[str, str]] = []
-    if path.exists():
+    def _try(self, what: str, show: Callable[..., Any], *arguments: object) -> Any:
+        """Call show, and never again for the same `what` if it fails, which is reported."""
+        if what in self._failed:
+            return None
         try:
-            with open(path, newline="", encoding="utf-8") as file:
-                # a row that a kill cut short has too few fields
-                rows = [row for row in csv.DictReader(file) if None not in row.values() and int(row["steps"]) <= steps]
-        except (KeyError, ValueError):
-            raise UserError(
-                f"{path} is not as this project wrote it (a spreadsheet's doing?): restore it, or remove it to go on "
-                "without its rows."
-            ) from None
-    with replacing(path) as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")
+            return show(*arguments)
+        except Exception as error:  # closed terminals and pipes, full disks, widgets of another version, …
+            self._failed.add(what)
+            with contextlib.suppress(OSError, ValueError):
+                print(f"{what} failed ({error}); training continues without it.", file=sys.stderr, flush=True)
+
+
+def keep_rows(path: Path, columns: Sequence[str], steps: int) -> list[str]:
+    """Keep the rows of a CSV up to `steps`; without any rows it has `columns`. Returns its columns.
+
+    Raises UserError for a file that another program has rewritten.
+    """
+    rows = read_rows(path, ("steps",), lambda row: {**row, "steps": int(row["steps"])}) if path.exists() else []
+    columns = list(rows[0] if rows else columns)
+    if columns:
+        _write_rows(path, columns, [row for row in rows if row["steps"] <= steps])
+    return columns
+
+
+def _write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    with atomic_write(path) as file:
+        writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         writer.writerows(rows)
 
 
-def _short(figure: float) -> str:
-    return str(figure) if isinstance(figure, int) else f"{figure:.6g}"
+def _short(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:.6g}"
