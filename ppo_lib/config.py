@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import typing
 import zlib
 from collections.abc import Iterable
@@ -240,11 +241,17 @@ def _coerce(name: str, kind: type, value: object) -> object:
     return value
 
 
-# The least value of each whole number, and the (lowest, highest) value of each fraction.
-_AT_LEAST = {
-    "num_envs": 1, "num_steps": 1, "total_steps": 1, "num_epochs": 1, "num_minibatches": 1, "sequence_length": 1,
-    "width_scale": 1, "eval_episodes": 1, "checkpoint_interval": 1, "num_levels": 0, "start_level": 0, "seed": 0,
-    "value_coef": 0, "entropy_coef": 0,
+_ONE_OR_MORE = (1, LEVEL_LIMIT)
+_FRACTION = (0, 1)
+_TINY = math.ulp(0.0)  # the least number above 0
+# Field -> its lowest and highest value.
+_RANGES: dict[str, tuple[float, float]] = {
+    "num_levels": (0, LEVEL_LIMIT - 1), "start_level": (0, LEVEL_LIMIT - 1), "seed": (0, LEVEL_LIMIT - 1),
+    "num_envs": (1, 2**16), "num_steps": (1, 2**16), "total_steps": (1, 10**15), "num_epochs": _ONE_OR_MORE,
+    "num_minibatches": _ONE_OR_MORE, "learning_rate": (_TINY, 1), "gamma": _FRACTION, "gae_lambda": _FRACTION,
+    "clip_range": (_TINY, 1 - 1e-9), "value_coef": (0, 1e6), "entropy_coef": (0, 1e6), "max_grad_norm": (_TINY, 1e9),
+    "reward_gamma": _FRACTION, "sequence_length": _ONE_OR_MORE, "width_scale": _ONE_OR_MORE,
+    "eval_interval": (-1, 10**15), "eval_episodes": _ONE_OR_MORE, "checkpoint_interval": (1, 10**15),
 }  # fmt: skip
 _CHOICES = {
     "env_name": GAMES,
@@ -264,42 +271,27 @@ def _check(c: PPOConfig) -> None:
     for name, choices in _CHOICES.items():
         value = getattr(c, name)
         need(value in choices, f"There is no {name} '{value}'{suggest(value, choices)}")
-    for name, least in _AT_LEAST.items():
-        value = getattr(c, name)
-        need(least <= value < math.inf, f"{name} must be at least {least}, not {value}.")
-    for name in ("num_levels", "start_level", "seed"):
-        need(getattr(c, name) < LEVEL_LIMIT, f"{name} must be from 0 to {LEVEL_LIMIT - 1}.")
-    need(
-        c.start_level + c.num_levels < LEVEL_LIMIT,
-        f"start_level + num_levels must stay below {LEVEL_LIMIT}, so that unseen levels remain.",
-    )
-    need(
-        c.num_levels > 0 or c.start_level == 0,
-        "Unlimited training (num_levels=0) has no first level: leave start_level at 0 or give num_levels.",
-    )
-    need(c.eval_interval >= -1, "eval_interval must be a number of steps, 0 (only at the end) or -1 (never).")
-    need(0 < c.learning_rate <= 1, f"learning_rate must be above 0 and at most 1, not {c.learning_rate}.")
-    for name in ("gamma", "gae_lambda", "reward_gamma"):
-        need(0 <= getattr(c, name) <= 1, f"{name} must be between 0 and 1, not {getattr(c, name)}.")
-    need(0 < c.clip_range < 1, f"clip_range must be between 0 and 1, not {c.clip_range}.")
-    need(0 < c.max_grad_norm < math.inf, f"max_grad_norm must be above 0, not {c.max_grad_norm}.")
-    kind, _, index = c.device.partition(":")
-    need(
-        c.device in ("auto", "cpu", "cuda") or (kind == "cuda" and index.isdecimal()),
-        f"device must be auto, cpu, cuda or cuda:INDEX, not '{c.device}'.",
-    )
+    for name, (low, high) in _RANGES.items():
+        value, above = getattr(c, name), "above 0" if low == _TINY else f"at least {low:,}"
+        need(value >= low, f"{name} must be {above}, not {value}.")
+        need(value <= high, f"{name} must be {'below 1' if 0 < 1 - high < 1e-6 else f'at most {high:,}'}, not {value}.")
+    unseen = c.start_level + c.num_levels < LEVEL_LIMIT
+    need(unseen, f"start_level + num_levels must stay below {LEVEL_LIMIT}, so that unseen levels remain.")
+    if c.num_levels == 0:
+        need(c.start_level == 0, "Unlimited levels (num_levels=0) have no first one: leave start_level at 0.")
+    device = re.fullmatch(r"auto|cpu|cuda(:\d+)?", c.device)
+    need(device is not None, f"device must be auto, cpu, cuda or cuda:INDEX, not '{c.device}'.")
     units, unit = c.batch_size, "steps"
     if c.recurrent:
-        need(
-            c.num_steps % c.sequence_length == 0,
-            f"sequence_length {c.sequence_length} does not divide num_steps {c.num_steps}; "
-            f"try {_divisor_near(c.num_steps, c.sequence_length)}.",
-        )
-        units, unit = c.batch_size // c.sequence_length, f"sequences of {c.sequence_length} steps"
+        length, steps = c.sequence_length, c.num_steps
+        near = _divisor_near(steps, length)
+        need(near == length, f"sequence_length {length} does not divide num_steps {steps}; try {near}.")
+        units, unit = units // length, f"sequences of {length} steps"
+    near = _divisor_near(units, c.num_minibatches)
     need(
-        units % c.num_minibatches == 0,
+        near == c.num_minibatches,
         f"num_minibatches {c.num_minibatches} does not divide the {units} {unit} of a rollout "
-        f"({c.num_envs} envs x {c.num_steps} steps); try {_divisor_near(units, c.num_minibatches)}.",
+        f"({c.num_envs} envs x {c.num_steps} steps); try {near}.",
     )
 
 

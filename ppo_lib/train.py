@@ -16,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from ppo_lib.accel.graphs import attach_graphs
-from ppo_lib.accel.hardware import Hardware, configure
+from ppo_lib.accel.hardware import configure
 from ppo_lib.checkpoint import RunFolder, interruptible, save_checkpoint, save_policy, write_error
 from ppo_lib.config import PPOConfig, UserError, derive_seed
 from ppo_lib.envs import make_env
@@ -31,6 +31,16 @@ from ppo_lib.ppo import PPO
 from ppo_lib.rollout import Collector
 from ppo_lib.runs import EVALUATION_COLUMNS, SPLITS, read_evaluation
 from ppo_lib.storage import RolloutStorage
+from ppo_lib.wrappers import EpisodeStatistics
+
+
+def make_halves(config: PPOConfig, *path: int) -> list[EpisodeStatistics]:
+    """The training environments in two halves, which take turns. path: sets these seeds apart from others."""
+    sizes = [config.num_envs // 2, (config.num_envs + 1) // 2]
+    seeds = [derive_seed(config.seed, "train", i, *path) for i in range(2)]
+    if config.num_envs == 1:
+        return [make_env(config, seed=seeds[0])]
+    return [make_env(config, num_envs=size, seed=seed) for size, seed in zip(sizes, seeds, strict=True)]
 
 
 class Stopped(Exception):
@@ -139,17 +149,17 @@ class Trainer:
         start, paused = time.perf_counter(), self._paused_seconds
         if self.config.anneal_lr:
             self.ppo.learning_rate = self.config.learning_rate * (1 - self.steps / self.config.last_step)
-        last_value = self.collect()
+        last_value = self.collector.collect(self.storage, between_steps=self._obey)
         self.storage.compute_advantages(last_value, self.config.gamma, self.config.gae_lambda)
         learned = self.ppo.update(self.storage, between_steps=self._obey)
         elapsed = time.perf_counter() - start - (self._paused_seconds - paused)
         self.steps += self.config.batch_size
         self.seconds += elapsed
-        recent = np.array(self.recent or [(np.nan, np.nan)])
+        recent = np.array(self.collector.recent or [(np.nan, np.nan)])
         metrics = {
             "steps": self.steps,
             "seconds": self.seconds,
-            "episodes": self.episodes,
+            "episodes": self.collector.episodes,
             "return_mean": float(recent[:, 0].mean()),
             "length_mean": float(recent[:, 1].mean()),
             **learned,
@@ -160,10 +170,6 @@ class Trainer:
         }
         self.logger.update(metrics)
         return metrics
-
-    def collect(self) -> Tensor:
-        """Fill the storage; returns the value of the observations after it, [N]. See Collector.collect."""
-        return self.collector.collect(self.storage, between_steps=self._obey)
 
     # --- evaluating and saving -------------------------------------------------------------------------------------
 
@@ -196,16 +202,6 @@ class Trainer:
         """Write the state at the last complete update to checkpoint.pt, and its policy to policy.pt."""
         save_checkpoint(self.run_dir, self._boundary)
         save_policy(self.run_dir, self._boundary["ppo"]["policy"], self.config, self.saved_steps)
-
-    @property
-    def episodes(self) -> int:
-        """Training episodes finished so far."""
-        return self.collector.episodes
-
-    @property
-    def recent(self) -> list[tuple[float, int]]:
-        """(return, length) of the last 100 training episodes."""
-        return list(self.collector.recent)
 
     @property
     def saved_steps(self) -> int:
@@ -279,16 +275,10 @@ class Trainer:
     def _stop_requested(self) -> bool:
         return self._stop.is_set()
 
-    def _configure(self, config: PPOConfig, recorded: bool) -> Hardware:
-        return configure(config, recorded)
+    _configure = staticmethod(configure)
 
     def _make_collector(self) -> Collector:
-        """Two halves of the environments, which take turns (one, if there is only one environment)."""
-        n = self.config.num_envs
-        sizes = [n // 2, n - n // 2] if n > 1 else [1]
-        seeds = [derive_seed(self.config.seed, "train", i) for i in range(len(sizes))]
-        envs = [make_env(self.config, num_envs=size, seed=seed) for size, seed in zip(sizes, seeds, strict=True)]
-        return Collector(self.ppo, envs, self.overlap)
+        return Collector(self.ppo, make_halves(self.config), self.overlap)
 
     def _open_logger(self, progress: bool) -> Logger:
         """Take the run's folder and open the logs of a run that stands at self.steps."""

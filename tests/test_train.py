@@ -132,7 +132,7 @@ def test_overlapped_stepping_changes_nothing(tiny, trainer, recurrent):
 def test_recomputed_log_probabilities_equal_the_stored_ones_on_the_game(tiny, trainer, recurrent):
     one = trainer(tiny(recurrent=recurrent, num_steps=64, total_steps=256))
     one.train()
-    one.collect()  # a fresh rollout of the trained policy, no update after it
+    one.collector.collect(one.storage)  # a fresh rollout of the trained policy, no update after it
     storage = one.storage
     assert storage.done.any()
     batch = storage.batch(torch.arange(storage.num_units))
@@ -145,7 +145,7 @@ def test_recomputed_log_probabilities_equal_the_stored_ones_on_the_game(tiny, tr
 
 def test_bootstrap_value_leaves_the_state_alone(tiny, trainer):
     one = trainer(tiny(recurrent=True))
-    one.collect()
+    one.collector.collect(one.storage)
     groups = one.collector.groups
     before = [group.state.clone() for group in groups]
     one.ppo.value(torch.from_numpy(groups[0].obs), groups[0].state, groups[0].episode_start)
@@ -158,9 +158,9 @@ def test_rewards_in_storage_are_normalised_and_returns_in_metrics_are_raw(tiny, 
     one = trainer(tiny(num_steps=128, num_minibatches=2, total_steps=1024, recurrent=False))
     rows = []
     one.train(rows.append)
-    assert rows[-1]["episodes"] == one.episodes > 0
-    assert rows[-1]["return_mean"] == pytest.approx(sum(r for r, _ in one.recent) / len(one.recent))
-    assert all(float(r).is_integer() for r, _ in one.recent)
+    assert rows[-1]["episodes"] == one.collector.episodes > 0
+    assert rows[-1]["return_mean"] == pytest.approx(sum(r for r, _ in one.collector.recent) / len(one.collector.recent))
+    assert all(float(r).is_integer() for r, _ in one.collector.recent)
     assert not torch.equal(one.storage.reward, one.storage.reward.round())
 
 
@@ -404,7 +404,7 @@ def test_a_trainers_state_can_be_loaded_many_times(tiny, trainer):
     kept, results = copy.deepcopy(state), []
     for _ in range(3):
         one.load_state_dict(state)
-        assert one.recent == [tuple(e) for e in state["recent"]]
+        assert list(one.collector.recent) == [tuple(e) for e in state["recent"]]
         one.update()
         results.append(weights(one))
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])

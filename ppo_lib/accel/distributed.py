@@ -21,11 +21,10 @@ from torch import Tensor
 
 from ppo_lib.accel.hardware import Hardware, configure
 from ppo_lib.config import PPOConfig, UserError, derive_seed
-from ppo_lib.envs import make_env
 from ppo_lib.ppo import PPO, Metrics, explained_variance, normalize_advantage
 from ppo_lib.rollout import Collector
 from ppo_lib.storage import Batch
-from ppo_lib.train import Stopped, Trainer
+from ppo_lib.train import Stopped, Trainer, make_halves
 from ppo_lib.wrappers import RewardNormalizer
 
 PATIENCE = datetime.timedelta(hours=2)  # how long the other ranks wait while the first one evaluates
@@ -168,23 +167,19 @@ class DistributedTrainer(Trainer):
             raise
 
     def _configure(self, config: PPOConfig, recorded: bool) -> Hardware:
-        hardware = configure(config, recorded, self.group.local_rank, self.group.local_size)
+        here = self.group.local_rank, self.group.local_size
+        hardware = configure(config, recorded, *here)
         precision = self.group.first(hardware.precision)  # auto is decided by a measurement: once for all
-        if precision != hardware.precision:
-            hardware = configure(
-                config.replace(precision=precision), recorded, self.group.local_rank, self.group.local_size
-            )
-        return hardware
+        return (
+            hardware
+            if hardware.precision == precision
+            else configure(config.replace(precision=precision), recorded, *here)
+        )
 
     def _make_collector(self) -> Collector:
         share(self.ppo, self.group)
-        n, rank = self.group.shard(self.config).num_envs, [self.group.rank] if self.group.rank else []
-        sizes = [n // 2, n - n // 2] if n > 1 else [1]
-        envs = [
-            make_env(self.config, num_envs=size, seed=derive_seed(self.config.seed, "train", i, *rank))
-            for i, size in enumerate(sizes)
-        ]
-        return SharedCollector(self.ppo, envs, self.overlap, self.group)
+        path = [self.group.rank] if self.group.rank else []  # the first rank plays what a single process would
+        return SharedCollector(self.ppo, make_halves(self.group.shard(self.config), *path), self.overlap, self.group)
 
     def _open_logger(self, progress: bool) -> Any:
         self.group.all(None)  # every rank has looked at the folder before one changes it

@@ -113,7 +113,7 @@ config = PPOConfig(num_envs=4, num_steps=16, num_minibatches=2, num_epochs=2, se
 trainer, sums = trainer_class()(config, folder / "run", progress=False), []
 def note(metrics):
     parameters = list(trainer.policy.parameters())
-    sums.append([metrics["steps"], trainer.episodes, [float(p.double().sum()) for p in parameters],
+    sums.append([metrics["steps"], trainer.collector.episodes, [float(p.double().sum()) for p in parameters],
                  trainer.collector.normalizer.state_dict(), float(trainer.storage.obs.double().mean())])
 trainer.train(note)
 trainer.close()
