@@ -1,9 +1,8 @@
-"""What stands between the game and the agent: episode statistics and reward normalisation.
+"""Vector wrappers: episode statistics and reward normalisation.
 
-- Statistics are of raw game score, so EpisodeStatistics sits directly on the game, below any reward change.
+- Statistics are of raw game score, so EpisodeStatistics wraps the game directly, below any reward change.
 - RewardNormalizer follows OpenAI's baselines as used for Procgen (Cobbe et al. 2020, arXiv 1912.01588): rewards are
-  divided by the running standard deviation of the discounted return; they are not centred.
-- It works on whole rollouts [T, N] as well as on single steps [N], with the same numbers either way.
+  divided by the running standard deviation of the discounted return, and not centred.
 """
 
 from __future__ import annotations
@@ -27,29 +26,38 @@ class EpisodeStatistics(VectorWrapper):
     """
 
     def __init__(self, env: VectorEnv) -> None:
-        """Wrap `env`, at best the game itself."""
+        """Wrap `env`, the game itself."""
         super().__init__(env)
         self.returns = np.zeros(env.num_envs)  # of the running episodes; float64, so that long sums stay exact
         self.lengths = np.zeros(env.num_envs, np.int64)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        """Reset the games; unfinished episodes are forgotten."""
+        """Reset the games and the statistics of unfinished episodes."""
         result = self.env.reset(seed=seed, options=options)
-        self.returns[:] = 0
-        self.lengths[:] = 0
+        self.returns[:], self.lengths[:] = 0, 0
         return result
 
     def step(self, actions: np.ndarray) -> Step:
         """step_async and step_wait in one."""
-        return self._count(self.env.step(actions))
+        self.step_async(actions)
+        return self.step_wait()
 
     def step_async(self, actions: np.ndarray) -> None:
         """Start a step, see ProcgenVectorEnv.step_async."""
         self.env.step_async(actions)  # type: ignore[attr-defined]
 
     def step_wait(self) -> Step:
-        """End the step and count it."""
-        return self._count(self.env.step_wait())  # type: ignore[attr-defined]
+        """Wait for the pending step and count it."""
+        step = _, reward, terminated, truncated, info = self.env.step_wait()  # type: ignore[attr-defined]
+        self.returns += reward
+        self.lengths += 1
+        done = terminated | truncated
+        if done.any():
+            returns, lengths = np.where(done, self.returns, 0), np.where(done, self.lengths, 0)
+            info["episode"] = {"r": returns.astype(np.float32), "l": lengths}
+            info["_episode"] = done.copy()
+            self.returns[done], self.lengths[done] = 0, 0
+        return step
 
     def observe(self) -> tuple[np.ndarray, dict[str, Any]]:
         """The current observation without a step."""
@@ -57,43 +65,27 @@ class EpisodeStatistics(VectorWrapper):
 
     def get_state(self) -> dict[str, Any]:
         """The state of the games and the running counts."""
-        games = self.env.get_state()  # type: ignore[attr-defined]
-        return {"env": games, "returns": self.returns.tolist(), "lengths": self.lengths.tolist()}
+        env = self.env.get_state()  # type: ignore[attr-defined]
+        return {"env": env, "returns": self.returns.tolist(), "lengths": self.lengths.tolist()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on exactly where get_state was called."""
+        """Continue exactly from where get_state was called; a pending step is dropped."""
         self.env.set_state(state["env"])  # type: ignore[attr-defined]
-        self.returns[:] = state["returns"]
-        self.lengths[:] = state["lengths"]
-
-    def _count(self, step: Step) -> Step:
-        _, reward, terminated, truncated, info = step
-        self.returns += reward
-        self.lengths += 1
-        done = terminated | truncated
-        if done.any():
-            info["episode"] = {
-                "r": np.where(done, self.returns, 0).astype(np.float32),
-                "l": np.where(done, self.lengths, 0),
-            }
-            info["_episode"] = done.copy()
-            self.returns[done] = 0
-            self.lengths[done] = 0
-        return step
+        self.returns[:], self.lengths[:] = state["returns"], state["lengths"]
 
 
 class RewardNormalizer:
     """Divides rewards by the running standard deviation of the discounted return.
 
-    Each time step: R <- gamma R + r for every environment; the mean and variance of all R seen so far take in the new
-    N values; the result is clip(r / sqrt(variance + epsilon)); R <- 0 where the episode ended.
+    At each time step: R <- gamma R + r for every environment; the N new values of R are merged into the running mean
+    and variance; the result is clip(r / sqrt(variance + epsilon)); R <- 0 where the episode ended.
     """
 
     def __init__(self, num_envs: int, gamma: float, clip: float = 10.0, epsilon: float = 1e-8) -> None:
-        """Sizes and constants: gamma discounts the return (PPOConfig.reward_gamma), clip bounds the result."""
+        """gamma discounts the return (PPOConfig.reward_gamma); the result lies in [-clip, clip]."""
         self.gamma, self.clip, self.epsilon = gamma, clip, epsilon
         self.returns = np.zeros(num_envs)  # R of the running episodes
-        self.mean, self.var, self.count = 0.0, 1.0, 1e-4  # a faint prior, so that the first steps are finite
+        self.mean, self.var, self.count = 0.0, 1.0, 1e-4  # a weak prior keeps the first steps finite
 
     def __call__(self, reward: np.ndarray, done: np.ndarray) -> np.ndarray:
         """Rewards [N] or [T, N] with done of the same shape -> normalised rewards, float32, same shape."""
@@ -103,27 +95,21 @@ class RewardNormalizer:
         if reward.ndim == 2:
             return np.stack([self(r, d) for r, d in zip(reward, done, strict=True)])
         self.returns = self.returns * self.gamma + reward
-        self._take_in(self.returns)
-        self.returns[done] = 0
-        scaled = reward / math.sqrt(self.var + self.epsilon)
-        return np.clip(scaled, -self.clip, self.clip).astype(np.float32)
-
-    def _take_in(self, values: np.ndarray) -> None:
-        """Merge a batch into the running moments (Chan, Golub and LeVeque 1979, parallel variance)."""
-        size, mean, var = len(values), float(values.mean()), float(values.var())
-        total = self.count + size
+        # merge N values into the running moments (Chan, Golub and LeVeque 1979, parallel variance)
+        mean, var, total = float(self.returns.mean()), float(self.returns.var()), self.count + size
         delta = mean - self.mean
         squares = self.var * self.count + var * size + delta**2 * self.count * size / total
         self.mean += delta * size / total
-        self.var = squares / total
-        self.count = total
+        self.var, self.count = squares / total, total
+        self.returns[done] = 0
+        return np.clip(reward / math.sqrt(self.var + self.epsilon), -self.clip, self.clip).astype(np.float32)
 
     def state_dict(self) -> dict[str, Any]:
-        """The running numbers as plain floats and lists."""
+        """The running statistics as plain floats and lists."""
         return {"returns": self.returns.tolist(), "mean": self.mean, "var": self.var, "count": self.count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on exactly where state_dict was called."""
+        """Continue exactly from where state_dict was called. Raises UserError for another number of environments."""
         if len(state["returns"]) != len(self.returns):
             raise UserError(f"The saved rewards are of {len(state['returns'])} environments, not {len(self.returns)}.")
         self.returns = np.array(state["returns"], np.float64)
@@ -131,10 +117,7 @@ class RewardNormalizer:
 
 
 class NormalizeReward(VectorWrapper):
-    """Gives normalised rewards to code that takes them from the environment (other libraries, notebook 01).
-
-    Put it above EpisodeStatistics, so that the reported score stays raw. Never use it in evaluation.
-    """
+    """RewardNormalizer as a wrapper. Put it above EpisodeStatistics, which reports raw score; not for evaluation."""
 
     def __init__(self, env: VectorEnv, gamma: float, clip: float = 10.0) -> None:
         """Wrap `env`; see RewardNormalizer for gamma and clip."""

@@ -1,4 +1,4 @@
-"""Episode statistics and reward normalisation, against references that take no short cuts."""
+"""Episode statistics and reward normalisation, compared with slow references."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_statistics_are_those_of_the_finished_episodes(rollout: tuple, stop: int
     env.reset()
     starts = np.zeros(env.num_envs, int)
     for t in range(len(rewards)):
-        if t == stop:  # resume: another object goes on from the saved state
+        if t == stop:  # resume: another object continues from the saved state
             state = json.loads(json.dumps(env.get_state()))
             env = EpisodeStatistics(Script(rewards, dones))
             env.set_state(state)
@@ -144,7 +144,7 @@ def test_normaliser_is_the_same_in_steps_in_rollouts_and_after_a_resume(rollout:
     parts = [first(rewards[:cut], dones[:cut])] if cut else []
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     parts += [second(rewards[cut:], dones[cut:])] if cut < len(rewards) else []
-    assert np.array_equal(whole, np.concatenate(parts)), "a resumed normaliser must go on bit for bit"
+    assert np.array_equal(whole, np.concatenate(parts)), "a resumed normaliser must continue bit for bit"
 
 
 def test_normaliser_gives_the_same_rewards_in_any_unit() -> None:

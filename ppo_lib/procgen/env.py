@@ -1,14 +1,16 @@
-"""ProcgenVectorEnv: one vectorised gymnasium environment over every build of Procgen.
+"""ProcgenVectorEnv: one vectorised gymnasium environment for all builds of Procgen.
 
 - SAME_STEP autoreset: at the step that ends an episode the reward belongs to the old episode and the observation to
-  the new one. Procgen resets inside that step and never shows the last picture, so there is no `final_obs`.
-- Procgen doesn't tell a time-out (1,000 steps at most) from an end, so `truncated` is always False.
+  the new one. Procgen resets within that step and never shows the last observation, so there is no `final_obs`.
 - `step_async` returns at once and the games play in C++ threads; `step_wait` collects. The GIL is free meanwhile.
-- Every array that is handed out is a copy of its own: it never changes afterwards.
+- Every returned array is a copy that never changes afterwards.
+- What PPOConfig does not check is checked here: a bad option makes the C++ code exit the process.
 """
 
 from __future__ import annotations
 
+import operator
+import os
 from typing import Any, ClassVar
 
 import gymnasium
@@ -17,105 +19,85 @@ from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoA
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from ppo_lib.config import GAMES, LEVEL_LIMIT, UserError
+from ppo_lib.config import GAMES, LEVEL_LIMIT, PPOConfig, UserError
 from ppo_lib.procgen.library import OBS_SHAPE, Games, looks_like_state
-from ppo_lib.procgen.options import choose_levels, default_threads, need, whole
 
 NUM_ACTIONS = 15
+MAX_THREADS = 16  # more threads only wait for each other's lock
+DIFFICULTIES = {"easy": 0, "hard": 1, "extreme": 2, "memory": 10}  # codes of distribution_mode in the C++ games
+ONLY_IN = {  # the games that have a difficulty, where not all do
+    "extreme": ("chaser", "dodgeball", "leaper", "starpilot"),
+    "memory": ("caveflyer", "dodgeball", "heist", "jumper", "maze", "miner"),
+}
 
 
 class ProcgenVectorEnv(VectorEnv):
-    """`num_envs` games of one kind, stepped together.
+    """`num_envs` instances of one game, stepped together.
 
-    Observations are uint8 [N, 64, 64, 3] (RGB), actions whole numbers 0 to 14 [N], rewards float32 [N].
+    Observations are uint8 [N, 64, 64, 3] (RGB), actions integers from 0 to 14 [N], rewards float32 [N].
     info holds "level_seed" int64 [N], the level that each observation belongs to; at steps that end episodes also
     "final_level_seed" int64 [N] and "level_complete" bool [N] of the ended episodes, both valid where
     "_final_level_seed" / "_level_complete" bool [N] is True.
+
+    `truncated` is always False. Games other than StarPilot can reach their step limit (1,000 steps at most); Procgen
+    does not report it, and published baselines treat it as the end of the episode, so we do, too.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
-        "render_modes": ["rgb_array"],
-        "render_fps": 15,
-        "autoreset_mode": AutoresetMode.SAME_STEP,
-    }
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP}
+    _games: Games | None = None  # None: closed
 
     def __init__(
         self,
-        env_name: str = "starpilot",
-        num_envs: int = 1,
+        config: PPOConfig,
+        levels: tuple[int, int],
         *,
-        num_levels: int = 0,
-        start_level: int = 0,
-        distribution_mode: str = "easy",
-        use_backgrounds: bool = True,
-        restrict_themes: bool = False,
+        num_envs: int | None = None,
         seed: int = 0,
         num_threads: int | None = None,
-        render_mode: str | None = None,
-        center_agent: bool = True,
-        use_generated_assets: bool = False,
-        use_monochrome_assets: bool = False,
-        paint_vel_info: bool = False,
-        use_sequential_levels: bool = False,
+        render: bool = False,
     ) -> None:
         """Start the games.
 
         Args:
-            env_name: one of the 16 games, see config.GAMES.
-            num_envs: N, games side by side.
-            num_levels: levels to draw from; 0 = all 2^31 - 1 (start_level is then ignored).
-            start_level: seed of the first level.
-            distribution_mode: difficulty: easy, hard, extreme (4 games), memory (6), or exploration (8): that is one
-                hard level that is difficult to explore, whatever num_levels and start_level say.
-            use_backgrounds: draw picture backgrounds.
-            restrict_themes: one set of sprites for all levels.
-            seed: of the sequence of levels, 0 to 2^31 - 2. Same seed and actions: same games, whatever num_threads.
-            num_threads: game threads; 0 = play in the calling thread; None = one for each CPU, at most 16 and N.
-            render_mode: "rgb_array" draws 512x512 frames at every step (slow); None doesn't.
-            center_agent: keep the agent in the middle, where the game has a camera.
-            use_generated_assets: random shapes in place of drawn sprites.
-            use_monochrome_assets: plain rectangles in place of drawn sprites.
-            paint_vel_info: paint the agent's velocity into the top left corner.
-            use_sequential_levels: go on to level seed + 997 after a completed level, within the same episode; those
-                levels lie outside num_levels.
+            config: the game, its difficulty, backgrounds and themes.
+            levels: (first seed, number) of the levels to draw from, all below config.LEVEL_LIMIT.
+            num_envs: N; default config.num_envs.
+            seed: of the sequence of levels. The same seed and actions give the same games, whatever num_threads.
+            num_threads: game threads; 0 = play in the calling thread; None = one per core, at most 16 and N.
+            render: draw 512x512 frames for render() at every step (slow).
 
         Raises UserError if a value is out of range, the game lacks the difficulty, or Procgen is missing.
         """
-        need(env_name in GAMES, f"There is no Procgen game {env_name!r}; choose one of: {', '.join(GAMES)}.")
-        need(render_mode in (None, "rgb_array"), f"render_mode must be 'rgb_array' or None, not {render_mode!r}.")
-        self.num_envs = whole("num_envs", num_envs, 1, 2**16)
-        threads = default_threads(self.num_envs) if num_threads is None else num_threads
-        difficulty, levels = choose_levels(env_name, distribution_mode, num_levels, start_level)
-        self.env_name = env_name
-        self.render_mode = render_mode
+        self.env_name, mode = config.env_name, config.distribution_mode
+        having = ONLY_IN.get(mode, GAMES)
+        if self.env_name not in having:
+            raise UserError(f"{self.env_name} has no {mode} mode; only {', '.join(having)} do.")
+        count = _integer("the number of levels", levels[1], 1, LEVEL_LIMIT)
+        self.num_envs = _integer("num_envs", config.num_envs if num_envs is None else num_envs, 1, 2**16)
+        threads = min(usable_cores(), self.num_envs, MAX_THREADS) if num_threads is None else num_threads
+        self.render_mode = "rgb_array" if render else None
         self.single_observation_space = gymnasium.spaces.Box(0, 255, OBS_SHAPE, np.uint8)
         self.single_action_space = gymnasium.spaces.Discrete(NUM_ACTIONS)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._options: dict[str, bool | int | str] = {
-            "env_name": env_name,
-            "num_levels": levels[1],
-            "start_level": levels[0],
-            "distribution_mode": difficulty,
+            "env_name": self.env_name,
+            "num_levels": count,
+            "start_level": _integer("the first level", levels[0], 0, LEVEL_LIMIT - count),
+            "distribution_mode": DIFFICULTIES[mode],
             "num_actions": NUM_ACTIONS,
-            "num_threads": whole("num_threads", threads, 0, 1024),
-            "use_backgrounds": bool(use_backgrounds),
-            "restrict_themes": bool(restrict_themes),
-            "center_agent": bool(center_agent),
-            "use_generated_assets": bool(use_generated_assets),
-            "use_monochrome_assets": bool(use_monochrome_assets),
-            "paint_vel_info": bool(paint_vel_info),
-            "use_sequential_levels": bool(use_sequential_levels),
+            "num_threads": _integer("num_threads", threads, 0, 1024),
+            "use_backgrounds": config.use_backgrounds,
+            "restrict_themes": config.restrict_themes,
+            "center_agent": True,  # as in the published benchmark; not the C++ default
         }
-        self._games: Games | None = None
         self._start(seed)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         """Begin a new episode in every game; returns obs [N, 64, 64, 3] and info.
 
-        With `seed` the games restart from it, as if the environment had been made with it. Without, an episode that
-        has neither been returned by a reset nor stepped is used as it is; others are given up and the next level is
-        drawn. A step that is under way is dropped.
+        With `seed` the games restart as if the environment had been made with it. Without, episodes that nobody has
+        seen yet are used as they are; others are abandoned. A pending step is dropped.
         """
         games = self._alive()
         if options and "reset_mask" in options:
@@ -131,7 +113,7 @@ class ProcgenVectorEnv(VectorEnv):
             games.wait()
         self._fresh = False
         super().reset(seed=seed)  # only keeps np_random for gymnasium; the games have their own generators
-        return games.obs.copy(), self._info(np.zeros(self.num_envs, np.bool_))
+        return games.obs.copy(), self._info()
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """step_async and step_wait in one."""
@@ -139,17 +121,14 @@ class ProcgenVectorEnv(VectorEnv):
         return self.step_wait()
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Start a step with actions [N] and return at once; the games play while the caller goes on.
+        """Start a step with actions [N] and return at once; the games play while the caller continues.
 
-        Raises UserError if the actions have another shape or are no whole numbers from 0 to 14.
+        Raises UserError if the actions have another shape or are not integers from 0 to 14.
         """
-        games = self._alive()
-        self._not_pending("step_async")
+        games = self._alive(idle_for="step_async")
         actions = np.asarray(actions)
         if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
-            raise UserError(
-                f"Actions must be whole numbers of shape ({self.num_envs},), not {actions.dtype} of {actions.shape}."
-            )
+            raise UserError(f"Actions must be integers [{self.num_envs}], not {actions.dtype} {list(actions.shape)}.")
         if actions.min() < 0 or actions.max() >= NUM_ACTIONS:
             raise UserError(f"Actions must be from 0 to {NUM_ACTIONS - 1}, not {actions.min()} to {actions.max()}.")
         games.actions[:] = actions
@@ -157,7 +136,7 @@ class ProcgenVectorEnv(VectorEnv):
         self._pending = True
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Wait for the step's end; returns obs, reward, terminated, truncated, info (see the class)."""
+        """Wait for the pending step; returns obs, reward, terminated, truncated, info (see the class)."""
         games = self._alive()
         if not self._pending:
             raise NoAsyncCallError("step_wait() needs a step_async(actions) before it.", "step")
@@ -169,72 +148,60 @@ class ProcgenVectorEnv(VectorEnv):
 
     def observe(self) -> tuple[np.ndarray, dict[str, Any]]:
         """The current obs [N, 64, 64, 3] and info without a step, as after set_state."""
-        games = self._alive()
-        self._not_pending("observe")
-        return games.obs.copy(), self._info(np.zeros(self.num_envs, np.bool_))
+        games = self._alive(idle_for="observe")
+        return games.obs.copy(), self._info()
 
     def get_state(self) -> dict[str, Any]:
-        """All that determines how the games go on: plain bytes and numbers, about 30 kB a game."""
-        games = self._alive()
-        self._not_pending("get_state")
+        """Everything that determines how the games continue: plain bytes and numbers, about 30 kB per game."""
+        games = self._alive(idle_for="get_state")
         return {"options": self._identity(), "games": games.get_state(), "fresh": self._fresh}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on exactly where get_state was called, in this or another environment of the same game and size.
+        """Continue exactly from where get_state was called, in this or another environment of the same game and size.
 
-        `observe()` then returns the observation that was current. Raises UserError if the state is of other options.
+        `observe()` then returns the observation that was current. A pending step is dropped. Raises UserError if the
+        state is damaged or comes from other options; the games then stay as they are.
         """
-        games = self._alive()
-        self._not_pending("set_state")
-        mine, theirs = self._identity(), dict(state["options"])
-        for name in mine:
-            need(
-                theirs.get(name) == mine[name],
-                f"The saved games have {name}={theirs.get(name)!r} but this environment has {mine[name]!r}; "
-                "make it with the same settings.",
-            )
-        saved = state["games"]
-        need(
-            len(saved) == self.num_envs and all(looks_like_state(game, self.env_name) for game in saved),
-            "The saved games are damaged; go on from an older checkpoint.",
-        )
+        games, saved = self._alive(), state["games"]
+        for name, mine in self._identity().items():
+            if (theirs := state["options"].get(name)) != mine:
+                raise UserError(
+                    f"The saved games have {name}={theirs!r} but this environment has {mine!r}; "
+                    "make it with the same settings."
+                )
+        if len(saved) != self.num_envs or not all(looks_like_state(game, self.env_name) for game in saved):
+            raise UserError("The saved games are damaged; continue from an older checkpoint.")
+        if self._pending:
+            self.step_wait()
         games.set_state(saved)
         self._fresh = bool(state["fresh"])
 
     def render(self) -> tuple[np.ndarray, ...]:
-        """N uint8 frames [512, 512, 3] of the current step; needs render_mode="rgb_array"."""
+        """N uint8 frames [512, 512, 3] of the current step; needs render=True."""
         games = self._alive()
         if games.frames is None:
-            raise UserError('Frames are drawn only if the environment is made with render_mode="rgb_array".')
+            raise UserError("Frames are drawn only if the environment is made with render=True.")
         return tuple(frame.copy() for frame in games.frames)
 
     def close_extras(self, **kwargs: Any) -> None:
         """End the games and their threads (close() calls this once)."""
-        games, self._games = self._games, None
-        if games is not None:
-            games.close()
-
-    def __del__(self) -> None:
-        """End the threads of an environment that was forgotten."""
-        if getattr(self, "_games", None) is not None:
-            self.close()
+        if self._games is not None:
+            self._games.close()
+            self._games = None
 
     def _start(self, seed: int) -> None:
-        """(Re)create the games so that they play the sequence of levels of this seed."""
-        seed = whole("seed", seed, 0, LEVEL_LIMIT - 1)
+        """(Re)create the games with the sequence of levels of this seed."""
+        seed = _integer("seed", seed, 0, LEVEL_LIMIT - 1)
         self.close_extras()
         self._games = Games(self.num_envs, {**self._options, "rand_seed": seed}, self.render_mode is not None)
         self._pending = False  # a step_async awaits its step_wait
-        self._fresh = True  # every game is at the start of an episode that nobody has seen
+        self._fresh = True  # every game is at the start of an episode that has not been returned yet
 
-    def _info(self, done: np.ndarray) -> dict[str, Any]:
+    def _info(self, done: np.ndarray | None = None) -> dict[str, Any]:
         """The info dict in gymnasium's form: a value [N] and a mask [N] for each key."""
         games = self._alive()
-        info: dict[str, Any] = {
-            "level_seed": games.level.astype(np.int64),
-            "_level_seed": np.ones(self.num_envs, np.bool_),
-        }
-        if done.any():
+        info = {"level_seed": games.level.astype(np.int64), "_level_seed": np.ones(self.num_envs, np.bool_)}
+        if done is not None and done.any():
             info["final_level_seed"] = np.where(done, games.ended_level, 0).astype(np.int64)
             info["_final_level_seed"] = done.copy()
             info["level_complete"] = games.level_complete & done
@@ -242,15 +209,30 @@ class ProcgenVectorEnv(VectorEnv):
         return info
 
     def _identity(self) -> dict[str, Any]:
-        """What a saved state must have in common with the environment that it is loaded into."""
+        """What a saved state must have in common with the environment that loads it."""
         kept = {name: value for name, value in self._options.items() if name != "num_threads"}
         return {**kept, "num_envs": self.num_envs}
 
-    def _alive(self) -> Games:
+    def _alive(self, idle_for: str = "") -> Games:
+        """The games, unless they are closed or, with the name of a call that needs them idle, a step is pending."""
         if self._games is None:
             raise ClosedEnvironmentError("This environment is closed; make a new one.")
+        if idle_for and self._pending:
+            raise AlreadyPendingCallError(f"{idle_for}() must wait for step_wait(): a step is pending.", "step")
         return self._games
 
-    def _not_pending(self, call: str) -> None:
-        if self._pending:
-            raise AlreadyPendingCallError(f"{call}() must wait for step_wait(): a step is under way.", "step")
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _integer(name: str, value: object, low: int, high: int) -> int:
+    """`value` as an int if it is an integer from low to high, else UserError."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = low - 1
+    if not low <= number <= high:
+        raise UserError(f"{name} must be a whole number from {low} to {high}, not {value!r}.")
+    return number

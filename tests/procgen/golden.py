@@ -1,12 +1,12 @@
-"""Golden traces: what each game shows and gives for fixed seeds and actions.
+"""Golden traces: the observations and rewards of each game for fixed seeds and actions.
 
 - The file holds the course of each game (levels, rewards, ends) once, since every build plays the same, and hashes of
-  its pictures as procgen-mirror draws them.
-- Four games hold a second set of hashes: the builds carry different versions of Qt, which round the edges of some
+  its observations as procgen-mirror draws them.
+- Four games have a second set of hashes: the builds contain different versions of Qt, which round the edges of some
   sprites differently (under 1% of the pixels, in some frames). StarPilot's observations are the same everywhere.
 
-`PYTHONPATH=. python tests/golden.py` writes the part of the installed build anew (procgen-mirror first, then the
-others); do that only if the games are meant to change.
+`PYTHONPATH=. python tests/procgen/golden.py` rewrites the part of the installed build (procgen-mirror first, then the
+others). Do that only if the games are meant to change.
 """
 
 from __future__ import annotations
@@ -19,18 +19,33 @@ from typing import Any
 
 import numpy as np
 
-from ppo_lib.config import GAMES
+from ppo_lib.config import GAMES, LEVEL_LIMIT, PPOConfig
 from ppo_lib.envs import ProcgenVectorEnv, procgen_build
 
 PATH = Path(__file__).parents[1] / "data" / "golden_traces.json"
 REFERENCE = "procgen-mirror"
 NUM_ENVS, STEPS, STRETCH = 4, 400, 50  # frames are hashed in stretches, so that a difference can be placed
 SETTINGS: dict[str, dict[str, Any]] = {
-    **{game: {"env_name": game, "num_levels": 20, "start_level": 100} for game in GAMES},
-    "starpilot-course": {"num_levels": 50, "use_backgrounds": False, "restrict_themes": True},
+    **{game: {"game": game, "levels": (100, 20)} for game in GAMES},
+    "starpilot-course": {"levels": (0, 50), "use_backgrounds": False, "restrict_themes": True},
     "starpilot-hard": {"distribution_mode": "hard"},
-    "starpilot-frames": {"num_levels": 50, "render_mode": "rgb_array"},
+    "starpilot-frames": {"levels": (0, 50), "render": True},
 }
+
+
+def make(
+    game: str = "starpilot",
+    num_envs: int = NUM_ENVS,
+    *,
+    levels: tuple[int, int] = (0, LEVEL_LIMIT),
+    seed: int = 0,
+    num_threads: int | None = None,
+    render: bool = False,
+    **fields: Any,
+) -> ProcgenVectorEnv:
+    """The environment with Procgen's own defaults: all levels, backgrounds and themes."""
+    config = PPOConfig(**{"env_name": game, "use_backgrounds": True, "restrict_themes": False, **fields})
+    return ProcgenVectorEnv(config, levels, num_envs=num_envs, seed=seed, num_threads=num_threads, render=render)
 
 
 def fixed_actions(steps: int, num_envs: int) -> np.ndarray:
@@ -40,8 +55,8 @@ def fixed_actions(steps: int, num_envs: int) -> np.ndarray:
 
 
 def play(name: str, num_threads: int = 1) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Play a setting; returns its course (levels, rewards other than 0, ends) and the hashes of its pictures."""
-    env = ProcgenVectorEnv(num_envs=NUM_ENVS, seed=7, num_threads=num_threads, **SETTINGS[name])
+    """Play a setting; returns its course (levels, rewards other than 0, ends) and the hashes of what it shows."""
+    env = make(seed=7, num_threads=num_threads, **SETTINGS[name])
     obs, info = env.reset()
     course: dict[str, Any] = {"levels": info["level_seed"].tolist(), "rewards": [], "ends": []}
     pictures: dict[str, Any] = {"first": _hash(obs), "stretches": []}

@@ -1,4 +1,4 @@
-"""The environment: what it promises to the trainer, to gymnasium and to a person who errs."""
+"""The environment: its promises to the trainer, to gymnasium's wrappers and to a user who makes a mistake."""
 
 from __future__ import annotations
 
@@ -7,21 +7,19 @@ import os
 import pickle
 import subprocess
 import sys
-import warnings
 from pathlib import Path
+from typing import Any
 
 import golden
 import gymnasium
 import numpy as np
 import pytest
+from golden import make
 from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from ppo_lib.config import GAMES, LEVEL_LIMIT, ConfigError, PPOConfig, UserError, derive_seed
-from ppo_lib.envs import NUM_ACTIONS, ProcgenVectorEnv, make_env, procgen_build, register
-from ppo_lib.procgen import library as libenv
-from ppo_lib.procgen.options import EXPLORATION_LEVELS, default_threads
+from ppo_lib.config import GAMES, LEVEL_LIMIT, PPOConfig, UserError
+from ppo_lib.envs import NUM_ACTIONS, make_env, procgen_build
+from ppo_lib.procgen import library
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = golden.load()
@@ -62,7 +60,7 @@ def test_builds_draw_only_four_games_differently_and_never_starpilots_observatio
     for package in ("procgen", "procgen-gym"):
         others = GOLDEN["pictures"][package]
         assert set(others) - {"starpilot-frames"} <= {"caveflyer", "coinrun", "jumper", "ninja"}
-        for name in set(others) & {"starpilot-frames"}:  # only the big frames for films
+        for name in set(others) & {"starpilot-frames"}:  # only the large frames for videos
             assert others[name]["stretches"] == reference[name]["stretches"]
 
 
@@ -72,14 +70,14 @@ def test_the_number_of_threads_changes_nothing(num_threads: int) -> None:
 
 
 def test_drawing_frames_changes_nothing() -> None:
-    plain, drawn = (ProcgenVectorEnv(num_envs=3, seed=5, render_mode=mode) for mode in (None, "rgb_array"))
+    plain, drawn = (make(num_envs=3, seed=5, render=render) for render in (False, True))
     assert same(plain.reset(), drawn.reset())
     assert all(same(plain.step(a), drawn.step(a)) for a in actions_for(plain, 120))
 
 
 def test_two_environments_stepped_in_turn_play_as_if_alone() -> None:
-    alone = [ProcgenVectorEnv(num_envs=4, seed=seed) for seed in (1, 2)]
-    turns = [ProcgenVectorEnv(num_envs=4, seed=seed) for seed in (1, 2)]
+    alone = [make(num_envs=4, seed=seed) for seed in (1, 2)]
+    turns = [make(num_envs=4, seed=seed) for seed in (1, 2)]
     for env in (*alone, *turns):
         env.reset()
     actions = actions_for(alone[0], 100)
@@ -96,38 +94,25 @@ def test_two_environments_stepped_in_turn_play_as_if_alone() -> None:
 @pytest.mark.parametrize(
     ("game", "option"),
     [
-        ("coinrun", {"center_agent": False}),
         ("starpilot", {"use_backgrounds": False}),
         ("coinrun", {"restrict_themes": True}),
-        ("starpilot", {"use_generated_assets": True}),
-        ("coinrun", {"use_monochrome_assets": True}),
-        ("coinrun", {"paint_vel_info": True}),
         ("starpilot", {"distribution_mode": "extreme"}),
         ("maze", {"distribution_mode": "memory"}),
         ("maze", {"distribution_mode": "hard"}),
     ],
 )
 def test_every_option_reaches_the_game(game: str, option: dict[str, object]) -> None:
-    plain, changed = ProcgenVectorEnv(game, 8, seed=1), ProcgenVectorEnv(game, 8, seed=1, **option)
+    plain, changed = make(game, 8, seed=1), make(game, 8, seed=1, **option)
     assert same(plain.reset()[1], changed.reset()[1]), "options must not change which levels are played"
     action = np.full(8, 7)
     assert not np.array_equal(plain.step(action)[0], changed.step(action)[0])
-
-
-def test_exploration_plays_its_one_level_and_sequential_levels_go_on_by_997() -> None:
-    explored = ProcgenVectorEnv("maze", 3, distribution_mode="exploration")
-    assert (explored.reset()[1]["level_seed"] == EXPLORATION_LEVELS["maze"]).all()
-    walk = ProcgenVectorEnv("maze", 8, num_levels=1, start_level=5, use_sequential_levels=True)
-    walk.reset()
-    seeds = {int(s) for a in actions_for(walk, 600) for s in walk.step(a)[4]["level_seed"]}
-    assert 5 + 997 in seeds and {(s - 5) % 997 for s in seeds} == {0}
 
 
 # --- shapes, ends and info --------------------------------------------------------------------------------------------
 
 
 def test_arrays_have_the_promised_types_and_belong_to_the_caller() -> None:
-    env = ProcgenVectorEnv(num_envs=5)
+    env = make(num_envs=5)
     handed = [env.reset()]
     handed += [env.step(a) for a in actions_for(env, 60)]
     copies = pickle.loads(pickle.dumps(handed))
@@ -144,7 +129,7 @@ def test_arrays_have_the_promised_types_and_belong_to_the_caller() -> None:
 
 
 def test_at_an_end_the_observation_and_level_are_the_new_episodes() -> None:
-    env = ProcgenVectorEnv(num_envs=4, num_levels=10, seed=2)
+    env = make(levels=(0, 10), seed=2)
     levels = env.reset()[1]["level_seed"]
     ends = 0
     for a in actions_for(env, 250):
@@ -155,7 +140,7 @@ def test_at_an_end_the_observation_and_level_are_the_new_episodes() -> None:
             assert (info["final_level_seed"] == np.where(terminated, levels, 0)).all()
             assert not info["level_complete"][~terminated].any()
         for i in np.flatnonzero(terminated):
-            first = ProcgenVectorEnv(num_envs=1, num_levels=1, start_level=int(info["level_seed"][i]), num_threads=0)
+            first = make(num_envs=1, levels=(int(info["level_seed"][i]), 1), num_threads=0)
             assert np.array_equal(first.reset()[0][0], obs[i])
             ends += 1
         levels = np.where(terminated, info["level_seed"], levels)
@@ -164,7 +149,7 @@ def test_at_an_end_the_observation_and_level_are_the_new_episodes() -> None:
 
 
 def test_a_completed_level_is_reported() -> None:
-    env = ProcgenVectorEnv("maze", 8, num_levels=20)
+    env = make("maze", 8, levels=(0, 20))
     env.reset()
     completed = 0
     for a in actions_for(env, 300):
@@ -186,7 +171,7 @@ def test_reset_in_mid_episode_gives_fresh_episodes_and_forgets_the_old_ones() ->
     obs, info = env.reset()
     for i, level in enumerate(info["level_seed"]):
         first = make_env(PPOConfig(), levels=(int(level), 1), num_envs=1)
-        assert np.array_equal(first.reset()[0][0], obs[i]), "not the first picture of its level"
+        assert np.array_equal(first.reset()[0][0], obs[i]), "not the first observation of its level"
     lengths = np.zeros(6, int)
     for a in actions_for(env, 200, seed=1):
         lengths += 1
@@ -197,14 +182,14 @@ def test_reset_in_mid_episode_gives_fresh_episodes_and_forgets_the_old_ones() ->
 
 
 def test_the_first_reset_skips_no_level_and_later_ones_draw_new_levels() -> None:
-    env = ProcgenVectorEnv(num_envs=8, seed=1)
+    env = make(num_envs=8, seed=1)
     current = env.observe()
     assert same(env.reset(), current)
     assert not (env.reset()[1]["level_seed"] == current[1]["level_seed"]).any()
 
 
 def test_reset_with_a_seed_is_the_same_as_making_it_with_that_seed() -> None:
-    made, again = ProcgenVectorEnv(num_envs=4, seed=11), ProcgenVectorEnv(num_envs=4, seed=99)
+    made, again = make(num_envs=4, seed=11), make(num_envs=4, seed=99)
     again.reset()
     again.step_async(np.zeros(4, int))  # a step that is under way is dropped
     first = made.reset()
@@ -212,63 +197,6 @@ def test_reset_with_a_seed_is_the_same_as_making_it_with_that_seed() -> None:
     assert all(same(made.step(a), again.step(a)) for a in actions_for(made, 60))
     assert same(first, again.reset(seed=11))
     assert not same(first, again.reset(seed=12))
-
-
-# --- levels -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("num_levels", "start_level"), [(50, 0), (3, 100), (0, 0), (1, LEVEL_LIMIT - 3)])
-def test_each_split_plays_its_own_levels(num_levels: int, start_level: int) -> None:
-    config = PPOConfig(num_levels=num_levels, start_level=start_level)
-    for split, (first, count) in {"train": config.train_levels, "unseen": config.unseen_levels}.items():
-        env = make_env(config, split, num_envs=8)
-        seen = env.reset()[1]["level_seed"].tolist()
-        for a in actions_for(env, 120):
-            seen += env.step(a)[4]["level_seed"].tolist()
-        assert first <= min(seen) and max(seen) < first + count
-        env.close()
-
-
-@settings(deadline=None)
-@given(st.integers(0, LEVEL_LIMIT - 2), st.data())
-def test_train_and_unseen_levels_never_overlap(num_levels: int, data: st.DataObject) -> None:
-    start = data.draw(st.integers(0, LEVEL_LIMIT - 2 - num_levels)) if num_levels else 0
-    try:
-        config = PPOConfig(num_levels=num_levels, start_level=start)
-    except ConfigError:
-        return
-    (first, count), (unseen_first, unseen_count) = config.train_levels, config.unseen_levels
-    assert count >= 1 and unseen_count >= 1
-    assert unseen_first == first + count and unseen_first + unseen_count <= LEVEL_LIMIT
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 200), st.integers(1, 200))
-def test_overlapping_levels_are_refused_as_unseen_and_others_are_not(first: int, count: int) -> None:
-    config = PPOConfig(num_levels=50, start_level=60)
-    overlap = bool(set(range(first, first + count)) & set(range(60, 110)))
-    try:
-        env = make_env(config, "unseen", levels=(first, count), num_envs=1, num_threads=0)
-    except UserError as error:
-        assert overlap and "overlap" in str(error) and "110" in str(error)
-    else:
-        assert not overlap and first <= env.reset()[1]["level_seed"][0] < first + count
-        env.close()
-
-
-def test_make_env_follows_the_config_and_its_seed() -> None:
-    config = PPOConfig(env_name="maze", num_levels=7, num_envs=3, seed=5)
-    env = make_env(config)
-    direct = ProcgenVectorEnv(
-        "maze", 3, num_levels=7, use_backgrounds=False, restrict_themes=True, seed=derive_seed(5, "train")
-    )
-    assert same(env.reset(), direct.reset())
-    assert not same(env.reset(seed=1), make_env(config, "unseen", seed=1).reset())
-    with pytest.raises(UserError, match="split must be"):
-        make_env(config, "test")
-    for levels in ((-1, 5), (0, 0), (LEVEL_LIMIT, 1)):
-        with pytest.raises(UserError, match="levels must be"):
-            make_env(config, levels=levels)
 
 
 # --- saved states -----------------------------------------------------------------------------------------------------
@@ -333,13 +261,30 @@ def test_a_saved_state_survives_torchs_safe_loader(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "state.pt", weights_only=True) == state
 
 
+def test_a_saved_state_drops_a_pending_step() -> None:
+    """Trainer restores the last boundary after Ctrl-C in the middle of a rollout, when the games are playing."""
+    env, twin = (make_env(PPOConfig(), num_envs=3) for _ in range(2))
+    env.reset(), twin.reset()
+    actions = actions_for(env, 40)
+    state = env.get_state()
+    for a in actions:
+        env.step(a)
+    env.step_async(actions[0])
+    with pytest.raises(UserError, match="damaged"):  # refused: the step is still pending
+        env.set_state({**state, "env": {**state["env"], "games": []}})
+    env.step_wait()
+    env.step_async(actions[0])
+    env.set_state(state)
+    assert all(same(env.step(a), twin.step(a)) for a in actions)
+
+
 def test_saved_states_of_other_games_or_damaged_ones_are_refused() -> None:
-    env = ProcgenVectorEnv(num_envs=2)
+    env = make(num_envs=2)
     good = env.get_state()
     for other in (
-        ProcgenVectorEnv("maze", 2),
-        ProcgenVectorEnv(num_envs=3),
-        ProcgenVectorEnv(num_envs=2, num_levels=5),
+        make("maze", 2),
+        make(num_envs=3),
+        make(num_envs=2, levels=(0, 5)),
     ):
         with pytest.raises(UserError, match="make it with the same settings"):
             other.set_state(good)
@@ -353,7 +298,7 @@ def test_saved_states_of_other_games_or_damaged_ones_are_refused() -> None:
 # --- frames -----------------------------------------------------------------------------------------------------------
 
 
-def test_frames_are_large_pictures_of_the_current_step() -> None:
+def test_frames_are_large_images_of_the_current_step() -> None:
     env = make_env(PPOConfig(), num_envs=2, render=True)
     env.reset()
     for a in actions_for(env, 20):
@@ -367,8 +312,8 @@ def test_frames_are_large_pictures_of_the_current_step() -> None:
     assert not same(env.render(), frames)
     env.set_state(state)
     assert same(env.render(), frames)
-    with pytest.raises(UserError, match='render_mode="rgb_array"'):
-        ProcgenVectorEnv().render()
+    with pytest.raises(UserError, match="render=True"):
+        make().render()
 
 
 # --- misuse -----------------------------------------------------------------------------------------------------------
@@ -377,34 +322,31 @@ def test_frames_are_large_pictures_of_the_current_step() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"env_name": "pong"}, "choose one of: bigfish"),
         ({"num_envs": 0}, "num_envs must be a whole number from 1"),
         ({"num_envs": 2.5}, "num_envs must be a whole number"),
-        ({"num_levels": -1}, "num_levels must be"),
-        ({"start_level": 2**31}, "start_level must be"),
-        ({"num_levels": 2**31 - 1, "start_level": 1}, "start_level must be"),
+        ({"levels": (0, 0)}, "the number of levels must be a whole number from 1"),
+        ({"levels": (-1, 5)}, "the first level must be a whole number from 0"),
+        ({"levels": (LEVEL_LIMIT, 1)}, "the first level must be"),
+        ({"levels": (1, LEVEL_LIMIT)}, "the first level must be"),
         ({"seed": -1}, "seed must be"),
         ({"seed": 2**31}, "seed must be"),
         ({"num_threads": -1}, "num_threads must be"),
-        ({"render_mode": "human"}, "render_mode must be"),
-        ({"distribution_mode": "brutal"}, "distribution_mode must be one of easy"),
         ({"distribution_mode": "memory"}, "starpilot has no memory mode; only caveflyer"),
-        ({"env_name": "maze", "distribution_mode": "extreme"}, "maze has no extreme mode"),
-        ({"distribution_mode": "exploration"}, "starpilot has no exploration mode"),
+        ({"game": "maze", "distribution_mode": "extreme"}, "maze has no extreme mode"),
     ],
 )
-def test_wrong_options_are_explained(options: dict[str, object], words: str) -> None:
+def test_wrong_options_are_explained(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        ProcgenVectorEnv(**options)
+        make(**options)
 
 
 def test_wrong_calls_are_explained_and_leave_the_games_as_they_were() -> None:
-    env, twin = ProcgenVectorEnv(num_envs=3), ProcgenVectorEnv(num_envs=3)
+    env, twin = make(num_envs=3), make(num_envs=3)
     env.reset(), twin.reset()
     with pytest.raises(NoAsyncCallError, match="step_async"):
         env.step_wait()
     for actions in (np.zeros(2, int), np.zeros((3, 1), int), np.zeros(3), 0, np.zeros(3, bool)):
-        with pytest.raises(UserError, match=r"shape \(3,\)"):
+        with pytest.raises(UserError, match=r"integers \[3\]"):
             env.step(actions)
     for actions in ([0, 0, 15], [-1, 0, 0]):
         with pytest.raises(UserError, match="from 0 to 14"):
@@ -415,7 +357,7 @@ def test_wrong_calls_are_explained_and_leave_the_games_as_they_were() -> None:
         env.reset(seed=[1, 2, 3])
     actions = np.array([1, 2, 3])
     env.step_async(actions)
-    for call in (lambda: env.step_async(actions), env.get_state, env.observe, lambda: env.set_state({})):
+    for call in (lambda: env.step_async(actions), env.get_state, env.observe):
         with pytest.raises(AlreadyPendingCallError, match="step_wait"):
             call()
     assert same(env.step_wait(), twin.step(actions))
@@ -427,21 +369,20 @@ def test_wrong_calls_are_explained_and_leave_the_games_as_they_were() -> None:
 
 
 def test_a_missing_procgen_names_the_package_for_this_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libenv.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(library.importlib.util, "find_spec", lambda name: None)
     names = {(3, 10): "procgen", (3, 11): "procgen-mirror", (3, 12): "procgen-mirror", (3, 13): "procgen-gym"}
     for version, package in {**names, (3, 14): "procgen-gym"}.items():
-        assert libenv.package_for_python(version) == package
+        assert library.package_for_python(version) == package
     package = names.get(sys.version_info[:2], "procgen-gym")
-    for call in (procgen_build, ProcgenVectorEnv, lambda: make_env(PPOConfig())):
+    for call in (procgen_build, lambda: make_env(PPOConfig())):
         with pytest.raises(UserError, match=rf"`pip install --no-deps {package}`.*Python {sys.version_info[0]}\."):
             call()
 
 
 def test_the_installed_build_is_named() -> None:
     build = procgen_build()
-    assert build.package == libenv.package_for_python()
-    assert build.module == ("procgen_gym" if build.package == "procgen-gym" else "procgen")
-    assert build.version[0].isdigit()
+    assert build.package == library.package_for_python()
+    assert build.version[0].isdigit() and build.library.is_file()
 
 
 # --- threads and the screen -------------------------------------------------------------------------------------------
@@ -455,7 +396,7 @@ def threads_now() -> int:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 def test_close_reset_and_forgetting_free_the_game_threads() -> None:
     before = threads_now()
-    env = ProcgenVectorEnv(num_envs=8, num_threads=5)
+    env = make(num_envs=8, num_threads=5)
     env.reset()
     assert threads_now() == before + 5
     env.reset(seed=4)
@@ -463,25 +404,20 @@ def test_close_reset_and_forgetting_free_the_game_threads() -> None:
     env.step_async(np.zeros(8, int))
     env.close()
     assert threads_now() == before
-    forgotten = ProcgenVectorEnv(num_envs=8, num_threads=3)
+    forgotten = make(num_envs=8, num_threads=3)
     assert threads_now() == before + 3
     del forgotten
     assert threads_now() == before
-    ProcgenVectorEnv(num_threads=0).reset()
+    make(num_threads=0).reset()
     assert threads_now() == before
-
-
-def test_default_threads_fit_the_machine_and_the_work() -> None:
-    assert default_threads(1) == 1
-    assert 1 <= default_threads(64) <= min(16, os.cpu_count() or 1)
 
 
 def test_nothing_but_our_own_words_on_the_screen() -> None:
     code = """
 import sys
 from ppo_lib.config import PPOConfig
-from ppo_lib.envs import make_env, procgen_build, register
-procgen_build(); register()
+from ppo_lib.envs import make_env, procgen_build
+procgen_build()
 env = make_env(PPOConfig(), num_envs=2, render=True)
 env.reset(); env.step([0, 1]); env.render(); env.close()
 env = make_env(PPOConfig(), num_envs=2); env.step_async([0, 1])
@@ -494,52 +430,12 @@ assert not {"gym", "gym3", "procgen", "procgen_gym", "torch"} & set(sys.modules)
 # --- gymnasium --------------------------------------------------------------------------------------------------------
 
 
-def test_every_game_has_a_gymnasium_id_for_make_and_make_vec() -> None:
-    ids = register()
-    assert register() == ids and len(ids) == 16 and "ppo_lib/StarPilot-v0" in ids
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for name in ids:
-            games = gymnasium.make_vec(name, num_envs=2, num_levels=3)
-            assert isinstance(games, ProcgenVectorEnv) and f"ppo_lib/{games.env_name}-v0" == name.lower()
-            games.close()
-        env = gymnasium.make("ppo_lib/StarPilot-v0", render_mode="rgb_array", start_level=3, num_levels=1)
-        obs, info = env.reset(seed=1)
-        assert info == {"level_seed": 3} and env.observation_space.contains(obs)
-        obs, _, terminated, truncated, _ = env.step(env.action_space.sample())
-        assert terminated is truncated is False and env.render().shape == (512, 512, 3)
-        env.close()
-
-
-def test_gymnasiums_own_check_of_one_game_passes() -> None:
-    from gymnasium.utils.env_checker import check_env
-
-    register()
-    env = gymnasium.make("ppo_lib/StarPilot-v0")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        check_env(env.unwrapped)
-
-
-def test_gymnasiums_sync_vector_of_single_games_plays_the_same_episodes() -> None:
-    register()
-    options = {"num_levels": 1, "start_level": 3}
-    ours = gymnasium.make_vec("ppo_lib/StarPilot-v0", num_envs=1, **options)
-    theirs = gymnasium.make_vec("ppo_lib/StarPilot-v0", num_envs=1, vectorization_mode="sync", **options)
-    assert np.array_equal(ours.reset(seed=1)[0], theirs.reset(seed=1)[0])
-    for a in actions_for(ours, 200):
-        left, right = ours.step(a), theirs.step(a)
-        assert np.array_equal(left[0], right[0]) and left[1] == right[1] and left[2] == right[2]
-        if left[2].any():  # theirs spends a step on its reset
-            assert np.array_equal(theirs.step(a)[0], left[0])
-
-
 def test_episode_statistics_are_right_and_gymnasiums_are_too_where_it_knows_same_step() -> None:
     from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
     # Before 1.4 gymnasium's wrapper takes every environment for NEXT_STEP and counts a step too few.
     knows_same_step = tuple(map(int, gymnasium.__version__.split(".")[:2])) >= (1, 4)
-    theirs = RecordEpisodeStatistics(ProcgenVectorEnv(num_envs=6, num_levels=50, seed=3))
+    theirs = RecordEpisodeStatistics(make(num_envs=6, levels=(0, 50), seed=3))
     ours = make_env(PPOConfig(use_backgrounds=True, restrict_themes=False), num_envs=6, seed=3)
     theirs.reset(), ours.reset()
     returns, lengths, ended = np.zeros(6), np.zeros(6, int), 0
