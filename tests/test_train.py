@@ -65,6 +65,7 @@ def test_resume_is_bit_for_bit(tiny, trainer, tmp_path, recurrent):
 
     assert not first.train(stop_after_two)
     assert first.steps == 128
+    first.close()
     second = trainer(config, "halves", resume=True)
     assert second.steps == 128 and second.train()
 
@@ -109,6 +110,7 @@ def test_a_stop_inside_an_update_repeats_that_update(tiny, trainer, tmp_path):
 
     broken.collector._act = act_until_the_stop
     assert not broken.train()
+    broken.close()
     again = trainer(config, "broken", resume=True)
     assert again.steps == 64
     again.train()
@@ -211,15 +213,26 @@ def test_two_processes_do_not_train_one_run(tiny, trainer, tmp_path):
     first.train()
     first.close()
     before = (tmp_path / "run" / "metrics.csv").read_bytes()
-    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    hold = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(flush=True); input()"
     command = [sys.executable, "-c", hold, str(tmp_path / "run" / ".train.lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        with pytest.raises(UserError, match="Another process is training"):
+        with pytest.raises(UserError, match="is training"):
             trainer(tiny(total_steps=192), resume=True)
         other.kill()  # its lock ends with it
     assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
     assert trainer(tiny(total_steps=192), resume=True).train()
+
+
+def test_two_trainers_in_one_process_do_not_train_one_run(tiny, trainer, tmp_path):
+    one = trainer(tiny(total_steps=256))
+    one.train(lambda row: one.stop())
+    before = (tmp_path / "run" / "metrics.csv").read_bytes()
+    with pytest.raises(UserError, match="is training"):
+        trainer(tiny(total_steps=256), resume=True)
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
+    one.close()
+    assert trainer(tiny(total_steps=256), resume=True).train()
 
 
 def test_a_run_that_another_process_has_just_begun_is_left_alone(tiny, trainer, tmp_path, monkeypatch):
@@ -239,7 +252,9 @@ def test_a_run_that_another_process_has_just_begun_is_left_alone(tiny, trainer, 
 
 
 def test_a_kill_between_checkpoint_and_policy_is_repaired(tiny, trainer, tmp_path):
-    trainer(tiny()).train()
+    first = trainer(tiny())
+    first.train()
+    first.close()
     (tmp_path / "run" / "policy.pt").unlink()
     assert trainer(tiny(), resume=True).train()
     assert load_policy(tmp_path / "run")[2] == 128
@@ -259,6 +274,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(tiny, trainer, tm
     trainer(tiny(), "whole").train()
     killed = trainer(tiny(), "killed")
     killed.update()
+    killed.close()
     again = trainer(tiny(), "killed", resume=True)
     assert again.steps == 0 and again.train()
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
@@ -445,6 +461,7 @@ def test_config_json_says_which_device_and_precision_were_chosen(tiny, trainer, 
     assert saved["precision"] == one.hardware.precision in ("float32", "bf16", "fp16")
     assert saved["device"] == one.hardware.device.type and set(saved) == set(field_types(PPOConfig))
     one.train()
+    one.close()
     again = trainer(tiny(precision="auto", total_steps=192), resume=True)  # auto accepts what the run has
     assert again.config.precision == one.config.precision
 
