@@ -13,10 +13,9 @@ import os
 import shlex
 import signal
 import threading
-import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, NoReturn
 
@@ -64,30 +63,17 @@ def write_error(error: OSError, path: Path) -> UserError:
     name = errno.errorcode.get(error.errno or 0)
     if name in ("ENOSPC", "EDQUOT"):
         return UserError(f"The disk is full: {path} could not be written. Free some space; what was saved is kept.")
-    remedy = "; choose another folder with --results"
     closed = name in ("EACCES", "EPERM", "EROFS", "ENOTDIR", "EISDIR", "EEXIST")
-    return UserError(f"{path} could not be written ({error.strerror or error}){remedy if closed else ''}.")
+    remedy = "; choose another folder with --results" if closed else ""
+    return UserError(f"{path} could not be written ({error.strerror or error}){remedy}.")
 
 
-@contextmanager
-def interruptible(stop: Callable[[], None] | None = None) -> Iterator[None]:
-    """Treat every stop signal like Ctrl-C: raise KeyboardInterrupt. With `stop`, call that instead.
+def interruptible(stop: Callable[[], None] | None = None) -> AbstractContextManager[None]:
+    """Treat every stop signal in a with block like Ctrl-C: raise KeyboardInterrupt. With `stop`, call that instead.
 
-    Ignored signals (nohup) stay ignored. A second signal within a second counts as the first: a terminal signals both
-    a launcher and its child, and the launcher passes its own on. Only the main thread gets signals.
+    Ignored signals (nohup) stay ignored. Only the main thread gets signals; in another one this does nothing.
     """
-    last = float("-inf")
-
-    def interrupt(*_: object) -> None:
-        nonlocal last
-        if stop is not None:
-            stop()
-        elif time.monotonic() - last > 1:
-            last = time.monotonic()
-            raise KeyboardInterrupt
-
-    with _handling(interrupt):
-        yield
+    return _handling(signal.default_int_handler if stop is None else lambda *_: stop())
 
 
 @contextmanager
@@ -111,11 +97,8 @@ def _handling(handler: Callable[..., object]) -> Iterator[None]:
 
 
 def save_checkpoint(run_dir: Path, state: dict[str, object]) -> None:
-    """Write run_dir/checkpoint.pt; the one before it becomes checkpoint.previous.pt.
-
-    Raises UserError (disk full, folder not writable); both older files are kept then.
-    """
-    _write(run_dir / CHECKPOINT, {"format": FORMAT, "kind": "checkpoint", **state}, keep=run_dir / PREVIOUS)
+    """Write run_dir/checkpoint.pt; the one before it becomes checkpoint.previous.pt. UserError if it fails."""
+    _write(run_dir / CHECKPOINT, "checkpoint", state, keep=run_dir / PREVIOUS)
 
 
 def has_checkpoint(run_dir: Path) -> bool:
@@ -128,11 +111,11 @@ def can_resume(run_dir: Path) -> bool:
 
     Raises UserError for a run that was further and has lost its checkpoint: it must not start again.
     """
-    if not (run_dir / "config.json").is_file() or has_checkpoint(run_dir):
-        return (run_dir / "config.json").is_file()
+    begun = (run_dir / "config.json").is_file()
+    if not begun or has_checkpoint(run_dir):
+        return begun
     run = load_run(run_dir)
-    end, interval = run.config.last_step, run.config.checkpoint_interval
-    first = min(interval, end) + run.config.batch_size
+    end, first = run.config.last_step, min(run.config.checkpoint_interval, run.config.last_step) + run.config.batch_size
     if (run_dir / POLICY).exists() or end in run.evaluation.checkpoints or run.steps >= first:
         remedy = "remove the folder to train it again, or choose another name"
         raise UserError(f"The run {run_dir} has no checkpoint to resume from (git keeps none): {remedy}.")
@@ -145,35 +128,29 @@ def load_checkpoint(run_dir: Path) -> dict[str, object]:
     Raises CheckpointError, which offers the previous one if that is intact.
     """
     path, previous = run_dir / CHECKPOINT, run_dir / PREVIOUS
-    if previous.exists() and not path.exists():
-        return _read(previous, "checkpoint")
     try:
-        return _read(path, "checkpoint")
+        return _read(path if path.exists() or not previous.exists() else previous, "checkpoint")
     except CheckpointError as error:
-        try:
-            steps = _read(previous, "checkpoint")["steps"]
-        except CheckpointError:
-            raise error from None
-        remedy = f"resume from it after `{shlex.join(['mv', str(previous), str(path)])}`"
-        raise CheckpointError(f"{error} The previous checkpoint, at {steps:,} steps, is intact: {remedy}.") from None
+        sentence = str(error)
+        with suppress(CheckpointError):
+            steps, move = _read(previous, "checkpoint")["steps"], shlex.join(["mv", str(previous), str(path)])
+            sentence += f" The previous checkpoint, at {steps:,} steps, is intact: resume from it after `{move}`."
+        raise CheckpointError(sentence) from None
 
 
 def save_policy(run_dir: Path, weights: dict[str, Tensor], config: PPOConfig, steps: int) -> None:
     """Write run_dir/policy.pt: a policy's state_dict in float16, config, and the steps it was trained for."""
     weights = {name: w.detach().cpu().contiguous() for name, w in weights.items()}
     weights = {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
-    content = {"format": FORMAT, "kind": "policy", "config": config.to_dict(), "steps": steps, "policy": weights}
-    _write(run_dir / POLICY, content)
+    _write(run_dir / POLICY, "policy", {"config": config.to_dict(), "steps": steps, "policy": weights})
 
 
 def load_policy(path: Path | str, policy: nn.Module | None = None) -> tuple[nn.Module, PPOConfig, int]:
     """Read a policy from a run's folder or file -> (policy on the CPU in float32 and eval mode, its config, steps).
 
-    policy: the module that takes the weights (default: make_policy of the saved config). Raises CheckpointError if
-    the file can't be read or its weights don't fit the module.
+    policy: the module that takes the weights (default: make_policy(config)). CheckpointError if they don't fit it.
     """
-    path = Path(path)
-    content = _read(path / POLICY if path.is_dir() else path, "policy")
+    content = _read(Path(path, POLICY) if Path(path).is_dir() else Path(path), "policy")
     config = PPOConfig.from_saved(content["config"])
     network = make_policy(config) if policy is None else policy
     try:
@@ -184,9 +161,9 @@ def load_policy(path: Path | str, policy: nn.Module | None = None) -> tuple[nn.M
     return network.eval(), config, content["steps"]
 
 
-def _write(path: Path, content: dict[str, object], keep: Path | None = None) -> None:
+def _write(path: Path, kind: str, content: dict[str, object], keep: Path | None = None) -> None:
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save({"format": FORMAT, "kind": kind, **content}, buffer)
     try:
         with uninterrupted(), atomic_write(path, "wb", keep) as file:
             file.write(buffer.getbuffer())
@@ -216,43 +193,22 @@ def _read(path: Path, kind: str) -> dict[str, object]:
     return content
 
 
-def lock_run(run_dir: Path, timeout: float = 0) -> FileLock | None:
-    """Lock a run's folder until release() or the end of this process; None on a file system without locks (Drive).
-
-    Raises UserError if another trainer still has it after `timeout` seconds (-1: wait as long as it takes).
-    """
-    # no soft lock as fallback: one of a machine that disappeared would stay for ever
-    lock = FileLock(run_dir / ".train.lock", thread_local=False, fallback_to_soft=False)
-    try:
-        lock.acquire(timeout)
-    except Timeout:
-        raise UserError(f"Another process or Trainer is training {run_dir}: stop it, or give another --run.") from None
-    except (OSError, NotImplementedError):
-        return None
-    return lock
-
-
 class RunFolder:
-    """The folder of a run with these settings. resume: continue the run in it, otherwise there must be none;
-    processes: that train together."""
+    """The folder of a run. resume: continue the run in it, otherwise there must be none; processes: that train it."""
 
     def __init__(self, run_dir: Path, config: PPOConfig, resume: bool, processes: int = 1) -> None:
         self.run_dir, self.config, self.resume, self.processes = run_dir, config, resume, processes
-        self._lock: FileLock | None = None
+        # no soft lock as fallback: that of a machine that disappeared would stay for ever
+        self.lock = FileLock(self.run_dir / ".train.lock", thread_local=False, fallback_to_soft=False)
 
     def find_checkpoint(self) -> dict[str, object] | None:
-        """The checkpoint to resume from, or None for a run that begins.
-
-        Raises UserError if it doesn't fit the config or the number of processes, or a run is in the way.
-        """
-        if not self.resume:
-            self._refuse_existing()
+        """The checkpoint to resume from, None for a run that begins. UserError if it does not fit the settings."""
+        self._refuse_existing()
         if not self.resume or not can_resume(self.run_dir):
             return None
         checkpoint, wanted = load_checkpoint(self.run_dir), self.config
         saved = type(wanted).from_saved({**checkpoint["config"], "precision": checkpoint["precision"]})
-        if wanted.precision == read_config(self.run_dir).precision:
-            # not the checkpoint's if the run has moved to hardware without that, and no save has followed
+        if wanted.precision == read_config(self.run_dir).precision:  # as chosen when the run moved to other hardware
             saved = saved.replace(precision=wanted.precision)
         if changes := fixed_changes(saved, wanted):
             remedy = "resume it without these changes, or start a new run with another --run name"
@@ -267,15 +223,16 @@ class RunFolder:
         return checkpoint
 
     def claim(self, config: PPOConfig) -> None:
-        """Make the folder, keep other trainers out, and write config.json.
-
-        config: as resolved. Raises UserError if another trainer has the folder or it can't be written.
-        """
+        """Make the folder, keep other trainers out, and write config.json (config: as resolved). Raises UserError."""
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
-            self._lock = lock_run(self.run_dir)
-            if not self.resume:
-                self._refuse_existing()  # another process may have been faster
+            try:
+                self.lock.acquire(timeout=0)
+            except Timeout:
+                raise UserError(f"Another process or Trainer is training {self.run_dir}: stop it first.") from None
+            except (OSError, NotImplementedError):
+                pass  # a file system without locks, such as a mounted Drive
+            self._refuse_existing()  # another process may have been faster
             with atomic_write(self.run_dir / "config.json") as file:
                 file.write(config.to_json())
         except OSError as error:
@@ -283,11 +240,10 @@ class RunFolder:
 
     def release(self) -> None:
         """Let others train the run."""
-        if self._lock is not None:
-            self._lock.release()
+        self.lock.release()
 
     def _refuse_existing(self) -> None:
-        if (self.run_dir / "config.json").exists():
+        if not self.resume and (self.run_dir / "config.json").exists():
             self._refuse("exists; continue with --resume, or choose another name with --run")
 
     def _refuse(self, sentence: str) -> NoReturn:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,7 @@ class Logger:
         self.path, self.progress = run_dir / "metrics.csv", progress
         self._failed: set[str] = set()
         try:
-            self.columns = keep_rows(self.path, (), steps)
-            self.file = self._open()
+            self._open((), steps)
         except OSError as error:
             raise write_error(error, self.path) from None
         self.events: SummaryWriter = self._try("TensorBoard", SummaryWriter, str(run_dir), "", steps + 1)
@@ -43,17 +43,17 @@ class Logger:
     def update(self, metrics: Mapping[str, float]) -> None:
         """Write one update's metrics, "steps" first, everywhere. Raises OSError if metrics.csv can't be written."""
         if new := [name for name in metrics if name not in self.columns]:
-            self._add_columns(new)
+            self.file.close()
+            self._open([*self.columns, *new], math.inf)
         csv.writer(self.file).writerow(_short(metrics[name]) if name in metrics else "" for name in self.columns)
         self.file.flush()
-        shown = {f"train/{name}": value for name, value in metrics.items() if name not in ("steps", "seconds")}
-        self._try("TensorBoard", self._scalars, shown, metrics["steps"])
+        shown = {name: value for name, value in metrics.items() if name not in ("steps", "seconds")}
+        self._try("TensorBoard", self._scalars, "train/{}", shown, metrics["steps"])
         self._try("The progress bar", self._advance, metrics)
 
     def evaluation(self, steps: int, means: Mapping[str, float]) -> None:
         """Show an evaluation's mean return on each split."""
-        shown = {f"evaluation/{split}_return": mean for split, mean in means.items()}
-        self._try("TensorBoard", self._scalars, shown, steps)
+        self._try("TensorBoard", self._scalars, "evaluation/{}_return", means, steps)
         returns = ", ".join(f"{mean:.2f} on {split} levels" for split, mean in means.items())
         self.message(f"{steps:,} steps: return {returns}")
 
@@ -69,20 +69,13 @@ class Logger:
         with contextlib.suppress(OSError):
             self.file.close()
 
-    def _open(self) -> Any:
-        return open(self.path, "a", newline="", encoding="utf-8")
+    def _open(self, columns: Sequence[str], steps: float) -> None:
+        self.columns = keep_rows(self.path, columns, steps)
+        self.file = open(self.path, "a", newline="", encoding="utf-8")  # noqa: SIM115 (closed by close)
 
-    def _add_columns(self, new: Sequence[str]) -> None:
-        """Rewrite metrics.csv with more columns, which are empty in the rows that are there."""
-        self.file.close()
-        rows = read_rows(self.path, ()) if self.columns else []
-        self.columns += new
-        _write_rows(self.path, self.columns, rows)
-        self.file = self._open()
-
-    def _scalars(self, values: Mapping[str, float], steps: int) -> None:
+    def _scalars(self, tag: str, values: Mapping[str, float], steps: int) -> None:
         for name, value in values.items():
-            self.events.add_scalar(name, value, steps)
+            self.events.add_scalar(tag.format(name), value, steps)
 
     def _advance(self, metrics: Mapping[str, float]) -> None:
         self.bar.set_postfix_str(f"return {metrics['return_mean']:.2f}")
@@ -100,23 +93,16 @@ class Logger:
                 print(f"{what} failed ({error}); training continues without it.", file=sys.stderr, flush=True)
 
 
-def keep_rows(path: Path, columns: Sequence[str], steps: int) -> list[str]:
-    """Keep the rows of a CSV up to `steps`; without any rows it has `columns`. Returns its columns.
-
-    Raises UserError for a file that another program has rewritten.
-    """
+def keep_rows(path: Path, columns: Sequence[str], steps: float) -> list[str]:
+    """Keep the rows of a CSV up to `steps`, add the columns that it lacks, return all. UserError as read_rows."""
     rows = read_rows(path, ("steps",), lambda row: {**row, "steps": int(row["steps"])}) if path.exists() else []
-    columns = list(rows[0] if rows else columns)
+    columns = list(dict.fromkeys([*(rows[0] if rows else ()), *columns]))
     if columns:
-        _write_rows(path, columns, [row for row in rows if row["steps"] <= steps])
+        with atomic_write(path) as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            writer.writerows(row for row in rows if row["steps"] <= steps)
     return columns
-
-
-def _write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    with atomic_write(path) as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _short(number: float) -> str:
