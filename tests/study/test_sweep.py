@@ -159,7 +159,7 @@ def test_names_say_what_differs_from_the_preset():
 def test_the_commands_of_the_readme(capsys, monkeypatch, tmp_path):
     """The experiments are one command each, and mean the runs that they should."""
     monkeypatch.chdir(tmp_path)
-    section = (ROOT / "README.md").read_text().partition("## Experiments")[2].partition("\n## ")[0]
+    section = (ROOT / "results" / "README.md").read_text().partition("## Experiments")[2].partition("\n## ")[0]
     commands = [shlex.split(line)[3:] for line in re.findall(r"^ +(python -m ppo_lib sweep .*)$", section, re.M)]
     assert len(commands) == 5
     listed = []
