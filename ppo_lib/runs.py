@@ -102,10 +102,8 @@ def changed_settings(old: PPOConfig, new: PPOConfig) -> dict[str, tuple[object, 
 
 def fixed_changes(saved: PPOConfig, wanted: PPOConfig) -> str:
     """What can't change when a run is resumed, and would: "gamma 0.999 -> 0.99, …". Precision auto keeps the saved."""
-    changes = changed_settings(
-        saved, wanted.replace(precision=saved.precision) if wanted.precision == "auto" else wanted
-    )
-    return ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changes.items())
+    changes = changed_settings(saved, wanted).items()
+    return ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changes if (name, new) != ("precision", "auto"))
 
 
 def common_steps(runs: Sequence[Run], split: str | None = None) -> list[int]:
@@ -114,6 +112,17 @@ def common_steps(runs: Sequence[Run], split: str | None = None) -> list[int]:
     measured = [[run.evaluation.select(name).checkpoints for name in splits] for run in runs]
     sets = [set(steps) for of_run in measured if any(of_run) for steps in of_run]
     return sorted(set.intersection(*sets)) if sets else []
+
+
+def one_experiment(runs: Runs) -> list[Run]:
+    """load_runs for runs that must be seeds of one experiment; UserError if anything else differs between them."""
+    first, *others = found = load_runs(runs)
+    for run in others:
+        if apart := sorted(changed_settings(first.config, run.config).keys() - {"seed"}):
+            raise UserError(
+                f"{first.name} and {run.name} differ in {', '.join(apart)}: compare them with ppo_lib.study.figures."
+            )
+    return found
 
 
 def find_run(name: str, results: Path) -> Path:

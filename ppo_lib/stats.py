@@ -1,14 +1,14 @@
-"""Honest numbers from episodes: averages, intervals, the generalisation gap, normalised scores.
+"""Averages of episodes and their intervals: mean, interquartile mean, differences, normalised scores.
 
-- Episodes are the sample. With several runs, runs are resampled first and episodes inside them second, so that the
-  interval covers another seed of the same experiment and not only more episodes of the same policies.
-- Intervals are percentile bootstraps: no assumption of normality, and they stay inside the range of the data.
+- A run's score is the mean return of its episodes. With several runs, runs are resampled first and episodes inside
+  them second: the interval then covers another seed of the experiment and not only more episodes of these policies.
+- Intervals are percentile bootstraps: they don't assume normality and stay inside the range of the data.
 - Every bootstrap is seeded: the same episodes give the same interval in the report, the plot and the notebook.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,6 @@ from numpy.typing import ArrayLike, NDArray
 from ppo_lib.config import UserError
 
 Runs = Sequence[NDArray[np.float64]]
-Statistic = Callable[..., NDArray[np.float64]]  # statistic(values [..., n], axis=-1) -> [...]
 
 _CHUNK = 4_000_000  # resampled values held at once (32 MB)
 
@@ -60,82 +59,95 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a set of episodes says: averages with 95% intervals, and how many episodes and runs they rest on."""
+    """Averages of a set of episodes with 95% intervals, and the number of episodes and runs behind them."""
 
-    mean: Estimate
-    iqm: Estimate
+    mean: Estimate  # of the runs' scores
+    iqm: Estimate  # interquartile mean of the runs' scores; of fewer than four runs it is their mean
     std: float  # of single episodes, over all runs
     episodes: int
     runs: int
-    length: float = float("nan")  # mean steps an episode
+    length: float = float("nan")  # mean steps per episode
 
 
 def interquartile_mean(values: ArrayLike, axis: int = -1) -> NDArray[np.float64]:
-    """Mean of the middle half: floor(n / 4) values are dropped at each end (Agarwal et al. 2021, arXiv 2108.13264).
-
-    It moves less than the mean with a few lucky episodes and wastes less data than the median.
-    """
-    ordered = np.moveaxis(np.asarray(values, dtype=np.float64), axis, -1)
-    n = ordered.shape[-1]
-    cut = n // 4
-    if cut:  # a partition puts the middle half in place without sorting it
-        ordered = np.partition(ordered, (cut, n - cut - 1), axis=-1)
-    return ordered[..., cut : n - cut].mean(axis=-1)
+    """Mean of the middle half: floor(n / 4) values are dropped at each end. Of the scores of runs, it is the average
+    that Agarwal et al. 2021 (arXiv 2108.13264) recommend: less moved by outliers than the mean, less wasteful than the
+    median."""
+    ordered = np.sort(np.asarray(values, dtype=np.float64), axis=axis)
+    n = ordered.shape[axis]
+    return ordered.take(range(n // 4, n - n // 4), axis).mean(axis)
 
 
-def bootstrap_ci(
-    values: ArrayLike | Runs,
-    statistic: Statistic = np.mean,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a statistic (Efron & Tibshirani 1993, section 13.3).
+def bootstrap_ci(values: ArrayLike | Runs, **bootstrap: float) -> tuple[float, float]:
+    """The interval of `estimate`: (low, high)."""
+    found = estimate(values, **bootstrap)
+    return found.low, found.high
 
-    values     [n] episodes of one run, or a list of such arrays: one for each run (runs are then resampled first)
-    statistic  takes values [..., n] and axis=-1, such as np.mean, np.median, interquartile_mean
-    Returns (low, high); (nan, nan) for a single episode, which says nothing about its spread.
-    With few runs (under about 10) the interval is still too narrow: three seeds can't show how bad a fourth may be.
+
+def estimate(values: ArrayLike | Runs, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Estimate:
+    """The mean, of the runs' scores where there are several, with its percentile bootstrap interval
+    (Efron & Tibshirani 1993, section 13.3).
+
+    values: [n] episodes of one run, or a list of such arrays, one for each run (runs are then resampled first).
+    A single episode has no interval: it says nothing about its spread. With few runs (under about 10) the interval is
+    still too narrow: three seeds can't show how bad a fourth may be.
     """
     runs = _as_runs(values)
-    if sum(map(len, runs)) == 1:
-        return float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
-    samples = _resample(runs, _choose_runs(len(runs), resamples, rng), statistic, rng)
-    return _percentiles(samples, confidence)
+    scores, samples = _bootstrap(runs, resamples, seed)
+    return _interval(scores.mean(), samples.mean(axis=1), runs, confidence)
 
 
-def estimate(values: ArrayLike | Runs, statistic: Statistic = np.mean, **bootstrap: float) -> Estimate:
-    """The statistic (its mean over runs, where there are several) with its bootstrap interval."""
+def summarize(values: ArrayLike | Runs, lengths: ArrayLike | None = None, resamples: int = 10_000) -> Summary:
+    """Mean and interquartile mean with 95% intervals, of [n] returns or of a list with one array per run.
+
+    lengths: steps of the episodes, in any order.
+    """
     runs = _as_runs(values)
-    value = float(np.mean([statistic(run, axis=-1) for run in runs]))
-    return Estimate(value, *bootstrap_ci(runs, statistic, **bootstrap))  # type: ignore[arg-type]
+    scores, samples = _bootstrap(runs, resamples)
+    everything = np.concatenate(runs)
+    return Summary(
+        mean=_interval(scores.mean(), samples.mean(axis=1), runs),
+        iqm=_interval(interquartile_mean(scores), interquartile_mean(samples), runs),
+        std=float(everything.std(ddof=1)) if len(everything) > 1 else 0.0,
+        episodes=len(everything),
+        runs=len(runs),
+        length=float(np.mean(lengths)) if lengths is not None and np.size(lengths) else float("nan"),
+    )
 
 
-def generalization_gap(
-    train: ArrayLike | Runs,
-    unseen: ArrayLike | Runs,
+def difference(
+    first: ArrayLike | Runs,
+    second: ArrayLike | Runs,
+    paired: Sequence[bool] = (),
     confidence: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Estimate:
-    """Mean return on training levels minus mean return on unseen levels, with its bootstrap interval.
+    """Mean of the first minus mean of the second, with its bootstrap interval.
 
-    Both are [n] episodes, or lists with one array a run in the same order: a resampled run brings both its splits.
+    Both are [n] episodes, or lists with one array per run in the same order: a resampled run brings both its arrays.
+    paired: for each run, whether its arrays hold episodes of the same levels in the same order (default: none does).
+    Such pairs are resampled together, so that what both owe to a level cancels.
+    """
+    ours, theirs = _as_runs(first), _as_runs(second)
+    if len(ours) != len(theirs):
+        raise UserError(f"A difference needs both sides of every run: there are {len(ours)} and {len(theirs)}.")
+    value = _scores(ours).mean() - _scores(theirs).mean()
+    fewer = min(ours, theirs, key=lambda runs: sum(map(len, runs)))
+    for i in np.flatnonzero(paired):
+        ours[i], theirs[i] = ours[i] - theirs[i], np.zeros(1)
+    rng = np.random.default_rng(seed)
+    choice = rng.integers(len(ours), size=(resamples, len(ours)))
+    samples = _resample(ours, choice, rng) - _resample(theirs, choice, rng)
+    return _interval(value, samples.mean(axis=1), fewer, confidence)
+
+
+def generalization_gap(train: ArrayLike | Runs, unseen: ArrayLike | Runs, **bootstrap: float) -> Estimate:
+    """Mean return on training levels minus mean return on unseen levels, see difference.
+
     An interval that contains 0 means that these episodes don't show a gap.
     """
-    train_runs, unseen_runs = _as_runs(train), _as_runs(unseen)
-    if len(train_runs) != len(unseen_runs):
-        raise UserError(
-            f"The gap needs both splits of every run: got {len(train_runs)} train and {len(unseen_runs)} unseen sets."
-        )
-    value = float(np.mean([run.mean() for run in train_runs]) - np.mean([run.mean() for run in unseen_runs]))
-    if min(sum(map(len, train_runs)), sum(map(len, unseen_runs))) == 1:
-        return Estimate(value, float("nan"), float("nan"))
-    rng = np.random.default_rng(seed)
-    choice = _choose_runs(len(train_runs), resamples, rng)
-    samples = _resample(train_runs, choice, np.mean, rng) - _resample(unseen_runs, choice, np.mean, rng)
-    return Estimate(value, *_percentiles(samples, confidence))
+    return difference(train, unseen, **bootstrap)  # type: ignore[arg-type]
 
 
 def normalized_score(
@@ -154,20 +166,6 @@ def normalized_score(
     return (np.asarray(returns, dtype=np.float64) - low) / (high - low)
 
 
-def summarize(values: ArrayLike | Runs, lengths: ArrayLike | None = None, resamples: int = 10_000) -> Summary:
-    """Mean and interquartile mean with 95% intervals, of [n] returns or of a list with one array a run."""
-    runs = _as_runs(values)
-    everything = np.concatenate(runs)
-    return Summary(
-        mean=estimate(runs, np.mean, resamples=resamples),
-        iqm=estimate(runs, interquartile_mean, resamples=resamples),
-        std=float(everything.std(ddof=1)) if len(everything) > 1 else 0.0,
-        episodes=len(everything),
-        runs=len(runs),
-        length=float(np.mean(lengths)) if lengths is not None and np.size(lengths) else float("nan"),
-    )
-
-
 def _as_runs(values: ArrayLike | Runs) -> list[NDArray[np.float64]]:
     """One float array [n] for each run; refuses what has no average."""
     several = isinstance(values, (list, tuple)) and len(values) > 0 and np.ndim(values[0]) == 1
@@ -179,29 +177,32 @@ def _as_runs(values: ArrayLike | Runs) -> list[NDArray[np.float64]]:
     return runs
 
 
-def _choose_runs(runs: int, resamples: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """[resamples, runs] indices of runs, drawn with replacement."""
-    return rng.integers(runs, size=(resamples, runs))
+def _scores(runs: Runs) -> NDArray[np.float64]:
+    """[runs] mean returns."""
+    return np.array([run.mean() for run in runs])
 
 
-def _resample(
-    runs: Runs, choice: NDArray[np.int64], statistic: Statistic, rng: np.random.Generator
-) -> NDArray[np.float64]:
-    """[resamples]: the mean over the chosen runs of the statistic of their resampled episodes."""
+def _bootstrap(runs: Runs, resamples: int, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The scores of the runs, [runs], and of resampled ones, [resamples, runs]."""
+    rng = np.random.default_rng(seed)
+    return _scores(runs), _resample(runs, rng.integers(len(runs), size=(resamples, len(runs))), rng)
+
+
+def _resample(runs: Runs, choice: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """[resamples, runs]: the scores of the chosen runs, each from its resampled episodes."""
     samples = np.empty(choice.shape)
     for index, run in enumerate(runs):
         places = np.flatnonzero(choice == index)
         step = max(1, _CHUNK // len(run))
         for start in range(0, len(places), step):
             part = places[start : start + step]
-            episodes = run[rng.integers(len(run), size=(len(part), len(run)), dtype=np.int32)]
-            samples.flat[part] = statistic(episodes, axis=-1)
-    return samples.mean(axis=1)
+            samples.flat[part] = run[rng.integers(len(run), size=(len(part), len(run)), dtype=np.int32)].mean(axis=1)
+    return samples
 
 
-def _percentiles(samples: NDArray[np.float64], confidence: float) -> tuple[float, float]:
-    """The interval that holds the middle `confidence` of the samples."""
+def _interval(value: float, samples: NDArray[np.float64], runs: Runs, confidence: float = 0.95) -> Estimate:
+    """A value and the range that holds the middle `confidence` of its resamples; no range for a single episode."""
     if not 0 < confidence < 1:
         raise UserError(f"confidence must be between 0 and 1, not {confidence}.")
     low, high = np.quantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    return Estimate(float(value), *((np.nan, np.nan) if sum(map(len, runs)) == 1 else (float(low), float(high))))

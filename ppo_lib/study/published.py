@@ -1,18 +1,16 @@
-"""Published results on easy StarPilot with picture backgrounds, to lay runs of the same protocol beside."""
+"""Published results on easy StarPilot with picture backgrounds, for comparison with runs of the same protocol."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ppo_lib.config import UserError
-from ppo_lib.runs import SPLITS, Run
+from ppo_lib.runs import SPLITS, Run, common_steps, read_rows
 from ppo_lib.stats import estimate
-from ppo_lib.study.experiments import group_experiments
+from ppo_lib.study.groups import group_experiments
 
 CURVES = "starpilot_easy200_openai_ppo.csv"  # in results/reference: three runs of openai/train-procgen on 200 levels
 DIAGNOSTICS = "starpilot_easy200_openai_ppo_diagnostics.csv"  # beside it: what single updates of theirs logged
@@ -26,68 +24,62 @@ COMPARED_NOTE = (
 )
 _MOST_ROWS = 12  # of an experiment
 
-Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, mean returns
-Diagnostics = dict[str, dict[int, list[float]]]  # figure -> steps -> the value of each run
+Curves = dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]]  # split -> (steps, mean returns) of each run
+Diagnostics = dict[str, dict[int, list[float]]]  # metric -> steps -> the value of each run
 
 
-def curves(runs: Iterable[Run], results: Path) -> Path | None:
-    """The file of the published curves, where all runs follow their protocol."""
+def curves(runs: Iterable[Run], results: Path) -> Curves | None:
+    """The published curves, where they are on disk and all runs follow their protocol."""
     path = results / "reference" / CURVES
     same = all(_follows_protocol(run) and run.config.num_levels == 200 for run in runs)
-    return path if same and path.is_file() else None
+    return read_curves(path) if same and path.is_file() else None
 
 
-def read_curves(path: str | Path) -> dict[str, list[Curve]]:
-    """Split -> the curve of each run. Raises UserError if the file holds no such curves."""
+def read_curves(path: str | Path) -> Curves:
+    """Published curves from a CSV. Raises UserError if the file holds none."""
     points: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    try:
-        for row in _read(Path(path)):
-            split = {"test": "unseen"}.get(row["split"], row["split"])
-            point = float(row["timesteps"]), float(row["mean_episode_return"])
-            points.setdefault(split, {}).setdefault(row["run"], []).append(point)
-    except (OSError, KeyError, ValueError):
-        raise UserError(f"{path} is no curve of published runs (split, run, timesteps, mean_episode_return).") from None
+    columns = ("split", "run", "timesteps", "mean_episode_return")
+    for split, run, *point in read_rows(Path(path), columns, lambda row: [row[c] for c in columns]):
+        of_run = points.setdefault({"test": "unseen"}.get(split, split), {}).setdefault(run, [])
+        of_run.append((float(point[0]), float(point[1])))
     return {split: [tuple(np.array(sorted(p)).T) for p in runs.values()] for split, runs in points.items()}
 
 
-def read_diagnostics(results: Path, figures: Iterable[str]) -> Diagnostics:
+def read_diagnostics(results: Path, metrics: Iterable[str]) -> Diagnostics:
     """What single updates of the published runs logged, of columns of DIAGNOSTICS."""
-    found: Diagnostics = {name: {} for name in figures}
-    for row in _read(results / "reference" / DIAGNOSTICS):
+    found: Diagnostics = {name: {} for name in metrics}
+    for row in read_rows(results / "reference" / DIAGNOSTICS, ("timesteps", *found)):
         for name, by_step in found.items():
             by_step.setdefault(int(row["timesteps"]), []).append(float(row[name]))
     return found
 
 
-def returns_at(curves: Sequence[Curve], steps: float) -> list[float]:
-    """The return of each run at a number of steps, on the line between the two points beside it."""
+def returns_at(curves: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]], steps: float) -> list[float]:
+    """The return of each run at a number of steps, interpolated between the two points beside it."""
     return [float(np.interp(steps, *curve)) for curve in curves]
 
 
 def tables(runs: Sequence[Run], results: Path) -> list[tuple[list[list[str]], str]]:
-    """The tables that can be laid beside the runs, each with what is to be said of it."""
+    """The tables that belong beside these runs, each with a note; the first row of a table is its header."""
     both = (comparison(runs, results), COMPARED_NOTE), (table(runs, results), NOTE)
     return [(rows, note) for rows, note in both if rows]
 
 
 def comparison(runs: Sequence[Run], results: Path) -> list[list[str]]:
-    """COMPARED and a row for each evaluation of runs on 200 levels that all seeds have, beside the published curves.
-
-    Of many evaluations, some are left out, never the last. [] if no run can be laid beside the curves.
+    """COMPARED and a row for each evaluation that all seeds of an experiment on 200 levels have, with the published
+    returns at these steps. Of many evaluations some are left out, never the last. [] if there is nothing to compare.
     """
     ours = [run for run in runs if run.config.num_levels == 200 and _follows_protocol(run)]
-    path, rows = curves(ours, results), []
-    if not ours or path is None:
+    theirs, rows = curves(ours, results), []
+    if not ours or theirs is None:
         return []
-    theirs = read_curves(path)
     first = max(steps[0] for split in SPLITS for steps, _ in theirs[split])
     for name, group in group_experiments(ours).items():
-        measured = [set(run.evaluation.select(split).checkpoints) for run in group for split in SPLITS]
-        common = sorted((step for step in set.intersection(*measured) if step >= first), reverse=True)
+        common = [step for step in reversed(common_steps(group)) if step >= first]
         for step in reversed(common[:: len(common) // _MOST_ROWS + 1]):
-            rows.append([name, str(len(group)), f"{step:,}"])
+            rows.append([name, str(sum(len(run.evaluation) > 0 for run in group)), f"{step:,}"])
             for split in SPLITS:
-                returns = [run.evaluation.select(split, step).returns for run in group]
+                returns = [e.returns for run in group if len(e := run.evaluation.select(split, step))]
                 known = returns_at(theirs[split], step)
                 single = _in_brackets([r.mean() for r in returns]) if len(group) > 1 else ""
                 rows[-1] += [f"{estimate(returns)}{single}", f"{np.mean(known):.2f}{_in_brackets(known)}"]
@@ -95,12 +87,12 @@ def comparison(runs: Sequence[Run], results: Path) -> list[list[str]]:
 
 
 def table(runs: Sequence[Run], results: Path) -> list[list[str]]:
-    """HEADER and a row for each result on as many levels as one of the runs has; [] if none can be laid beside them."""
+    """HEADER and a row for each result on as many levels as one of the runs has; [] if there is nothing to compare."""
     path, rows = results / "reference" / TABLE, []
     if not path.is_file() or not all(_follows_protocol(run) for run in runs):
         return []
     levels = {str(run.config.num_levels) for run in runs}
-    for row in _read(path):
+    for row in read_rows(path, ()):
         if row["num_levels"] in levels:
             score = [_score(row[split], row[f"{split}_sd"]) for split in ("train", "unseen")]
             known = "unlimited" if row["num_levels"] == "0" else row["num_levels"]
@@ -113,11 +105,6 @@ def _follows_protocol(run: Run) -> bool:
     c = run.config
     found = c.env_name, c.distribution_mode, c.start_level, c.use_backgrounds, c.restrict_themes
     return found == ("starpilot", "easy", 0, True, False)
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def _score(mean: str, sd: str) -> str:
