@@ -1,7 +1,7 @@
 """The project's prose is plain, current English: phrases that no one would say stay out, and README stays short.
 
-What is read: README, results/**/*.md, the notebooks (text and code), and the comments, docstrings and strings of
-`ppo_lib`, `tools` and `benchmarks`. Names in code are not prose.
+What is read: README, results/**/*.md, Makefile, the notebooks (text and code), and the comments, docstrings and
+strings of `ppo_lib`, `tools` and `benchmarks`. Names in code are not prose.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ README_WORDS = 1400
 STRINGS = {tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
 PER = "game|image|picture|update|step|run|frame|split|episode|rollout|call|seed|minibatch"
 MANY = r"(?:ten|fifty|\d+|(?:two )?hundred|unlimited|few|many)"
+ON = r"on(?! (?:the|a|an|top|each|its|this|that|disk|GPUs?)(?!\w))"
 
 # (regular expression, not, but). A space stands for any white space, so that a phrase may cross lines.
 PHRASES = (
     (
-        r"(?:goes|gone|went) on(?= with|[.,;:)]|$)|(?:go|going) on (?:with|from)|to go on(?=[.,;:)]|$)",
+        rf"(?:goes|gone|went) {ON}|(?:go|going) on (?:with|from)|(?:to|can|will|may|must|and|for) go(?:ing)? {ON}",
         "the same run, gone on with",
-        "the same run, continued to 1M steps; focuses on",
+        "the same run, continued to 1M steps; the badge goes on the first cell",
     ),
     (
         r"(?:can't|cannot|can not) tell|(?:can't|cannot|can not|can) be told|told apart",
@@ -51,9 +52,9 @@ PHRASES = (
         "an image of the game; picture backgrounds",
     ),
     (
-        rf"(?:seconds?|steps|bytes|kB|MB|multiplications|rows?|calls|episodes?|points?|one) an? (?:{PER})",
+        rf"(?:seconds?|steps|bytes|kB|MB|multiplications|rows?|episodes?|points?|one) an? (?:{PER})",
         "seconds an update",
-        "seconds per update",
+        "seconds per update; what a command calls a run",
     ),
     (r"learn(?:s|ed|ing|t)? (?:\w+ ){0,3}by heart|by heart", "learn levels by heart", "memorise levels"),
     (r"no other chance|chance in it", "has no other chance in it", "has no further randomness"),
@@ -111,7 +112,7 @@ def compiled(phrase: str) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w)(?:{phrase})(?!\w)".replace(" ", r"\s+"), re.IGNORECASE)
 
 
-PATTERNS = tuple((compiled(phrase), better) for phrase, _, better in PHRASES)
+PATTERNS = tuple((compiled(phrase), better.split(";")[0]) for phrase, _, better in PHRASES)
 
 
 def found_in(text: str, name: str) -> list[str]:
@@ -143,6 +144,7 @@ def texts() -> Iterator[tuple[str, str]]:
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             yield f"{path.name}[{cell['id']}]", "".join(cell["source"])
+    yield "Makefile", (ROOT / "Makefile").read_text(encoding="utf-8")
     for folder in ("ppo_lib", "tools", "benchmarks"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             yield str(path.relative_to(ROOT)), prose_of(path.read_text(encoding="utf-8"))
