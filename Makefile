@@ -23,7 +23,7 @@ setup:  ## make .venv with all that is needed (once; the other targets do it too
 		{ echo "$(PYTHON) is older than Python 3.10: name a newer one, as in: make setup PYTHON=python3.13" >&2; exit 2; }
 	@$(PYTHON) tools/setup_env.py --venv "$(VENV)" $(SWITCH)
 
-train: setup  ## train the quick preset, evaluate it, write its report and film (ARGS="--seed 1 ...")
+train: setup  ## train the quick preset, evaluate it, write its report and video (ARGS="--seed 1 ...")
 	@$(PY) -m ppo_lib train --preset quick --finish $(ARGS)
 
 test: setup  ## check the style and run all tests (ARGS="-k storage ...")
@@ -37,7 +37,7 @@ lab: setup  ## open the notebooks in JupyterLab
 notebooks: setup  ## run all notebooks afresh, in place
 	$(PY) tools/notebooks.py $(ARGS)
 
-pictures: setup  ## make the README's pictures from the notebooks and a film
+pictures: setup  ## make the README's figures and animation
 	$(PY) tools/pictures.py $(ARGS)
 
 colab-test: setup  ## run all notebooks on Colab's Python and package versions
@@ -49,6 +49,6 @@ badges: setup  ## write the repository's address into badges and bootstrap cells
 bench: setup  ## measure steps per second on this machine, by part
 	$(PY) -m ppo_lib bench $(ARGS)
 
-clean:  ## remove .venv and caches; runs and films stay
+clean:  ## remove .venv and caches; runs and videos stay
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
