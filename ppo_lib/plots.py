@@ -1,278 +1,250 @@
-"""Figures of runs. Every function returns a matplotlib Figure and draws nothing on its own.
+"""Figures of one experiment (a run, or its seeds), and the style that all figures share.
 
-- Figures are made with the object interface: no pyplot, no global state, safe in threads and notebooks.
-- Every mean stands with its 95% bootstrap interval, and with the random agent's score where that is known.
+- Figures use matplotlib's object interface: no pyplot, no figures to close, safe in threads and notebooks.
+- Figures are made, drawn and saved under rcParams of their own: the user's matplotlib settings don't change them.
+- Every mean has its 95% bootstrap interval, and the random agent's return beside it where that is known.
+- Colours are Okabe and Ito's, which colour-blind readers can distinguish: training levels blue, unseen orange-red.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from pathlib import Path
+import io
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
+from PIL import Image
 
-from ppo_lib.drawing import (
-    GREY,
-    RETURN,
-    SPLIT_COLOR,
-    SPLIT_NAME,
-    STEPS,
-    draw_random,
-    draw_reference,
-    label_axes,
-    legend_above,
-    new_figure,
-    run_color,
-    run_line,
-    running_mean,
-    whisker,
-)
-from ppo_lib.runs import SPLITS, Evaluation, Run, Runs, load_runs
-from ppo_lib.stats import RANDOM_RETURN, Estimate, estimate
-from ppo_lib.study.experiments import group_experiments, group_families, summarize_experiment
+from ppo_lib.runs import SPLITS, Run, Runs, common_steps, load_runs, one_experiment
+from ppo_lib.stats import RANDOM_RETURN, Estimate, estimate, generalization_gap
+
+SPLIT_COLOR = {"train": "#0072B2", "unseen": "#D55E00"}
+SPLIT_NAME = {"train": "training levels", "unseen": "unseen levels"}
+RUN_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+GREY, DARK = "#6b6b6b", "#222222"
+RETURN = "return (score of an episode)"
+STEPS = "training (game steps)"
+Curves = Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]  # split -> (steps, returns) per run
+
+_TICKS = {"labelsize": 8.5, "labelcolor": "black", "color": "#999999"}
+_STYLE = {  # on top of matplotlib's defaults; type is large for the figure's size, so that it is readable on a phone
+    "axes.axisbelow": True, "axes.grid": True, "axes.prop_cycle": matplotlib.cycler(color=RUN_COLORS),
+    "axes.spines.top": False, "axes.spines.right": False, "grid.color": "#e6e6e6", "legend.frameon": False,
+    "legend.fontsize": 8, **{f"{axis}tick.{name}": value for axis in "xy" for name, value in _TICKS.items()},
+}  # fmt: skip
+_LOCK = threading.RLock()  # rcParams are global: threads that changed them in turns would not restore the user's
 
 
-def learning_curve(runs: Runs, reference: str | Path | None = None) -> Figure:
-    """Return against training steps: every update's training return, and each evaluation with its 95% interval.
+@contextmanager
+def house_style() -> Iterator[None]:
+    """The rcParams of all figures, for a with block or, as a decorator, for a function."""
+    with _LOCK, matplotlib.style.context(["default", _STYLE]):
+        yield
 
-    Of one experiment (its seeds count as one) colour tells the split. Several get a panel for each split, where colour
-    tells the experiment.
-    reference: a CSV of published runs (columns split, run, timesteps, mean_episode_return), drawn as the band from the
-    lowest to the highest run on each split.
-    """
-    runs = load_runs(runs)
-    groups = group_experiments(runs)
-    several = len(groups) > 1
-    figure, axes = new_figure(1, 1 + several, sharey=True)
-    panels = {split: axes[several * i] for i, split in enumerate(SPLITS)}
-    end = max([run.steps for run in runs], default=0) or 1
-    for index, group in enumerate(groups.values()):
-        color = dict.fromkeys(SPLITS, run_color(index)) if several else SPLIT_COLOR
-        line = run_line(index)
-        for run in group:
-            _draw_training(
-                panels["train"], run, color["train"], None if several or run is not group[0] else "while training", line
-            )
-        for split, axis in panels.items():
-            # both splits are measured at the same steps: in one panel they stand apart, so that both intervals show
-            shift = 0 if several else end * (0.005 if split == "unseen" else -0.005)
-            name = None if several else f"evaluated on {SPLIT_NAME[split]}"
-            _draw_evaluations(axis, group, split, color[split], name, shift, line)
-    for split, axis in panels.items():
-        if reference is not None:
-            draw_reference(axis, reference, end, split)
-        label_axes(axis, STEPS, RETURN if axis is axes[0] else "")
-        axis.set_xlim(0, end * 1.03)
-        if several:
-            axis.set_title(SPLIT_NAME[split], fontsize=9, color=SPLIT_COLOR[split])
-            axis.xaxis.set_major_locator(MaxNLocator(4))
-    legend = {}  # label -> handle: both panels have the random agent's
-    if several:
-        style = [dict(color=run_color(i), ls=run_line(i), marker="o", ms=5) for i in range(len(groups))]
-        legend = {name: Line2D([], [], label=name, **style[i]) for i, name in enumerate(groups)}
-    for axis in axes:
-        draw_random(axis, runs)
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            legend.setdefault(label, handle)
-    axes[0].set_ylim(bottom=min(0, axes[0].get_ylim()[0]))
-    legend_above(figure, list(legend.values()))
+
+class _HouseFigure(Figure):
+    """A Figure whose parts made late, such as tick labels, have the house style as well, wherever it is shown."""
+
+    draw = house_style()(Figure.draw)
+    savefig = house_style()(Figure.savefig)
+
+
+@house_style()
+def new_figure(rows: int, columns: int, height: float = 3.2, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure 5 inches (1,000 pixels) wide and its axes in reading order. options: see Figure.subplots."""
+    figure = _HouseFigure(figsize=(5, height), dpi=200, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options).ravel().tolist()
+
+
+def figure_png(figure: Figure, dpi: float | str = "figure") -> bytes:
+    """The figure as a PNG file, see light_png. dpi: pixels per inch, the figure's own by default."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return light_png(Image.open(buffer))
+
+
+def light_png(image: Image.Image) -> bytes:
+    """A PNG file with the 256 colours that fit best: a third of the size, with no visible difference."""
+    buffer = io.BytesIO()
+    image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def label_axes(axis: Axes, x: str, y: str, size: float = 9.5) -> None:
+    """Name both axes; an axis of training steps gets short numbers such as 1.5M."""
+    axis.set_xlabel(x, fontsize=size)
+    axis.set_ylabel(y, fontsize=size)
+    if x in (STEPS, "") and axis.get_xscale() == "linear":
+        axis.xaxis.set_major_formatter(lambda value, _: format_steps(value))
+
+
+def format_steps(steps: float) -> str:
+    """1500000 -> '1.5M', 20000 -> '20k'."""
+    if abs(steps) >= 1e6:
+        return f"{steps / 1e6:.3g}M"
+    return f"{steps / 1e3:.3g}k" if abs(steps) >= 1e3 else f"{steps:.3g}"
+
+
+def run_color(index: int) -> str:
+    """The colour of the run at this place in a list."""
+    return RUN_COLORS[index % len(RUN_COLORS)]
+
+
+@house_style()
+def legend_above(figure: Figure, handles: Sequence[Any]) -> None:
+    """One legend above the axes, where it hides no data, with each label once: in two columns, or in one on a taller
+    figure (long names)."""
+    handles = list({handle.get_label(): handle for handle in handles}.values())
+    long = max((len(str(handle.get_label())) for handle in handles), default=0) > 6.2 * figure.get_figwidth()
+    if long:
+        figure.set_figheight(figure.get_figheight() + 0.16 * (len(handles) // 2))
+    if handles:
+        figure.legend(handles=handles, ncols=1 if long else 2, loc="outside upper left", columnspacing=1.2)
+
+
+@house_style()
+def note(axis: Axes, text: str, x: float, y: float, *, right: float = 0, up: float = 0, **options: Any) -> None:
+    """A small text at (x, y), moved by `right` and `up` points (1/72 inch). options: see Axes.annotate."""
+    axis.annotate(text, (x, y), (right, up), textcoords="offset points", **{"fontsize": 8, **options})
+
+
+@house_style()
+def whisker(axis: Axes, x: float, mean: Estimate, color: str) -> None:
+    """A 95% interval as a vertical line; nothing where there is none."""
+    if not np.isnan(mean.low):
+        error = np.maximum(0, [[mean.value - mean.low], [mean.high - mean.value]])
+        axis.errorbar([x], [mean.value], yerr=error, color=color, lw=1.4, capsize=3, fmt="none")
+
+
+def draw_experiment(panels: Mapping[str, Axes], runs: Sequence[Run], colors: Mapping[str, str], **line: Any) -> None:
+    """Draw an experiment's learning curves on the axes and in the colour of each split: each run while training (raw
+    and faint, and its running mean), and the evaluations at common steps (mean of the runs, 95% interval)."""
+    for run in runs:
+        steps, values = run.metrics.get("steps"), run.metrics.get("return_mean")
+        if values is not None:
+            mean = running_mean(values, max(1, len(values) // 15))
+            panels["train"].plot(steps, values, color=colors["train"], lw=0.8, alpha=0.3)
+            panels["train"].plot(steps, mean, color=colors["train"], lw=1.5, label="while training", **line)
+    apart = (
+        0.005 * max(run.steps for run in runs) if panels["train"] is panels["unseen"] else 0
+    )  # so that both intervals of a step show
+    for split, shift in (("train", -apart), ("unseen", apart)):
+        means = {}
+        for steps in common_steps(runs, split):
+            episodes = (run.evaluation.select(split, steps) for run in runs)
+            means[steps + shift] = estimate([e.returns for e in episodes if len(e)], resamples=2000)
+        style = dict(color=colors[split], lw=1.2, marker="o" if len(means) < 12 else None, ms=5, zorder=3, **line)
+        style["label"] = f"evaluated on {SPLIT_NAME[split]}" if means else None
+        panels[split].plot(list(means), [mean.value for mean in means.values()], **style)
+        for x, mean in means.items():
+            whisker(panels[split], x, mean, colors[split])
+
+
+def draw_known(axis: Axes, runs: Sequence[Run], reference: Curves | None = None) -> None:
+    """Draw what the runs are compared with: published runs (reference) up to the runs' last step, as the band from the
+    lowest to the highest, and the random agent's mean return, where it is known and the same for all runs."""
+    for split, curves in (reference or {}).items():
+        known, end = np.unique(np.concatenate([steps for steps, _ in curves])), max(run.steps for run in runs)
+        if known[0] <= end:
+            grid = np.append(known[known < end], min(end, known[-1]))
+            low, high = (pick([np.interp(grid, *curve) for curve in curves], axis=0) for pick in (np.min, np.max))
+            name = f"published, {SPLIT_NAME[split]}"
+            axis.fill_between(grid, low, high, color=SPLIT_COLOR[split], alpha=0.15, lw=0, label=name)
+    levels = {RANDOM_RETURN.get((run.config.env_name, run.config.distribution_mode)) for run in runs}
+    if len(levels) == 1 and (level := levels.pop()) is not None:
+        axis.axhline(level, color=GREY, lw=1, ls="--", label=f"random agent {level:g}", zorder=1)
+
+
+def running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Centred mean over `window` entries that leaves out nan; nan where all are."""
+    padded = np.pad(values, window // 2, constant_values=np.nan)
+    around = np.lib.stride_tricks.sliding_window_view(padded, 2 * (window // 2) + 1)
+    return np.ma.masked_invalid(around).mean(axis=-1).filled(np.nan)
+
+
+@house_style()
+def learning_curve(runs: Runs, reference: Curves | None = None) -> Figure:
+    """Return against training steps, of one run or of the seeds of one experiment (see draw_experiment), over
+    the band of published runs (reference)."""
+    runs = one_experiment(runs)
+    figure, [axis] = new_figure(1, 1)
+    draw_experiment(dict.fromkeys(SPLITS, axis), runs, SPLIT_COLOR)
+    draw_known(axis, runs, reference)
+    label_axes(axis, STEPS, RETURN)
+    axis.set(xlim=(0, 1.03 * max(1, *(run.steps for run in runs))), ylim=(min(0, axis.get_ylim()[0]), None))
+    legend_above(figure, axis.get_legend_handles_labels()[0])
     return figure
 
 
+@house_style()
 def train_vs_unseen(runs: Runs) -> Figure:
-    """Mean return of the last evaluation on training and on unseen levels, 95% intervals, and the gap."""
-    runs = load_runs(runs)
-    measured = {k: g for k, g in group_experiments(runs).items() if any(len(r.final(s)) for r in g for s in SPLITS)}
-    if len(measured) > 1:
-        return _dumbbells(measured)
-    figure, axes = new_figure(1, 1)
-    axis = axes[0]
-    summary = summarize_experiment(next(iter(measured.values()))) if measured else None
-    tops = [0.0]
-    for place, split in enumerate(SPLITS):
-        found = getattr(summary, split, None)
-        if found is None:
-            continue
-        top = found.mean.value if math.isnan(found.mean.high) else found.mean.high
-        axis.bar(place, found.mean.value, width=0.5, color=SPLIT_COLOR[split], alpha=0.85)
-        whisker(axis, place, found.mean, "#222222")
-        tops.append(top)
-        axis.annotate(f"{found.mean.value:.1f}", (place, top), (0, 4), textcoords="offset points",
-                      ha="center", fontweight="bold")  # fmt: skip
-    if summary is not None and summary.gap is not None:
-        gap = summary.gap
-        level = max(tops) * 1.17
-        axis.plot([0, 0, 1, 1], [level * 0.98, level, level, level * 0.98], color=GREY, lw=1)
-        interval = "" if math.isnan(gap.low) else f"  [{gap.low:+.1f}, {gap.high:+.1f}]"
-        axis.annotate(f"gap {gap.value:+.1f}{interval}", (0.5, level), (0, 4), textcoords="offset points",
-                      ha="center", fontsize=9)  # fmt: skip
-        tops.append(level * 1.08)
-    draw_random(axis, runs, inline=True)
+    """Mean return on training and on unseen levels, 95% intervals, and the gap: of one run, or of the seeds of one
+    experiment in the last evaluation that all of them have."""
+    runs = one_experiment(runs)
+    figure, [axis] = new_figure(1, 1)
+    last, returns = max(common_steps(runs), default=0), {}
+    for place, split in enumerate(SPLITS if last else ()):
+        returns[split] = [e.returns for run in runs if len(e := run.evaluation.select(split, last))]
+        mean = estimate(returns[split])
+        high = np.fmax(mean.value, mean.high)
+        axis.bar(place, mean.value, width=0.5, color=SPLIT_COLOR[split], alpha=0.85)
+        whisker(axis, place, mean, DARK)
+        note(axis, f"{mean.value:.1f}", place, high, up=4, ha="center", fontsize=10, fontweight="bold")
+    if last:
+        axis.set_title(f"gap {generalization_gap(*returns.values())}", fontsize=9)
+    draw_known(axis, runs)
     label_axes(axis, "levels that the agent plays", RETURN)
-    axis.set_xticks([0, 1], [SPLIT_NAME[s] for s in SPLITS])
-    axis.set_xlim(-0.5, 1.9)
-    axis.set_ylim(min(0, axis.get_ylim()[0]), max(max(tops) * 1.04, 1))
+    axis.set(xlim=(-0.6, 1.6), ylim=(min(0, axis.get_ylim()[0]), 1.12 * max(1, axis.get_ylim()[1])))
+    axis.set_xticks([0, 1], [SPLIT_NAME[split] for split in SPLITS])
     axis.grid(axis="x", visible=False)
+    legend_above(figure, axis.get_legend_handles_labels()[0])
     return figure
 
 
-def return_by_level(run: Run | str | Path) -> Figure:
+@house_style()
+def return_by_level(run: Runs) -> Figure:
     """Every level's mean return in the last evaluation, sorted, beside its single episodes (small dots)."""
     [run] = load_runs(run)
     figure, axes = new_figure(1, 2, sharey=True)
     for axis, split in zip(axes, SPLITS, strict=True):
-        episodes = run.final(split)
-        levels, means, singles = _by_level(episodes)
-        for place, values in enumerate(singles):
-            if len(values) > 1:
-                axis.plot([place] * len(values), values, ".", color=SPLIT_COLOR[split], alpha=0.35, ms=4, mew=0)
-        axis.plot(means, "o", color=SPLIT_COLOR[split], ms=3 if len(levels) < 100 else 2)
-        if len(means):
+        episodes, color = run.final(split), SPLIT_COLOR[split]
+        seeds = np.unique(episodes.level_seed)
+        levels = sorted((episodes.returns[episodes.level_seed == seed] for seed in seeds), key=np.mean)
+        for place, values in enumerate(levels):
+            axis.plot([place] * len(values), values, ".", color=color, alpha=0.35, ms=4, mew=0)
+        axis.plot([values.mean() for values in levels], "o", color=color, ms=3 if len(levels) < 100 else 2)
+        if levels:
             mean = float(episodes.returns.mean())
-            axis.axhline(mean, color="#222222", lw=1, ls=":")
-            axis.annotate(f"mean {mean:.1f}", (0, mean), (2, 3), textcoords="offset points", fontsize=8)
-        axis.set_title(f"{len(levels)} {SPLIT_NAME[split]}", fontsize=9, color=SPLIT_COLOR[split])
+            axis.axhline(mean, color=DARK, lw=1, ls=":")
+            note(axis, f"mean {mean:.1f}", 0, mean, right=2, up=3)
+        axis.set_title(f"{len(levels)} {SPLIT_NAME[split]}", fontsize=9, color=color)
         label_axes(axis, "level, worst to best", RETURN if split == "train" else "")
-        axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axis.locator_params(axis="x", nbins=4, integer=True)
     return figure
 
 
-def diagnostics(run: Run | str | Path) -> Figure:
+@house_style()
+def diagnostics(run: Runs) -> Figure:
     """Small multiples of what PPO reports at each update: losses, entropy, KL, clip fraction, explained variance."""
     [run] = load_runs(run)
     panels = {
-        "policy_loss": "policy loss",
-        "value_loss": "value loss",
-        "entropy": "entropy (nats)",
-        "approx_kl": "KL to old policy (nats)",
-        "clip_fraction": "clipped ratios (fraction)",
+        "policy_loss": "policy loss", "value_loss": "value loss", "entropy": "entropy (nats)",
+        "approx_kl": "KL to old policy (nats)", "clip_fraction": "clipped ratios (fraction)",
         "explained_variance": "explained variance",
-    }
+    }  # fmt: skip
     figure, axes = new_figure(3, 2, height=5.2)
     for axis, (column, name) in zip(axes, panels.items(), strict=True):
-        values = run.metrics.get(column)
-        if values is not None:
-            axis.plot(run.metrics["steps"], values, color=SPLIT_COLOR["train"], lw=1.2)
-        if column == "entropy":
-            axis.axhline(math.log(15), color=GREY, lw=1, ls="--")
-            axis.annotate("log 15: uniform", (0.98, math.log(15)), (0, -10), xycoords=("axes fraction", "data"),
-                          textcoords="offset points", ha="right", fontsize=7, color=GREY)  # fmt: skip
-        if column == "explained_variance":
-            axis.set_ylim(top=1)
+        if column in run.metrics:
+            axis.plot(run.metrics["steps"], run.metrics[column], color=SPLIT_COLOR["train"], lw=1.2)
         label_axes(axis, STEPS if axis in axes[-2:] else "", name, size=8.5)
-        axis.xaxis.set_major_locator(MaxNLocator(4))
-        axis.yaxis.set_major_locator(MaxNLocator(4))
-    return figure
-
-
-def levels_curve(runs: Runs) -> Figure:
-    """Return on training and unseen levels (above) and the gap (below) against the number of training levels.
-
-    The axis is logarithmic, with unlimited levels at its right, where 1,000 levels would be or beyond. A line joins
-    experiments that differ in the number of levels alone; where there are several such families, the legend says what
-    sets them apart.
-    """
-    families = group_families(load_runs(runs))
-    figure, (above, below) = new_figure(2, 1, height=5.2, sharex=True, height_ratios=(2, 1))
-    finite = sorted({run.config.num_levels for family in families.values() for run in family} - {0})
-    unlimited = max(1000, 4 * max(finite, default=1))
-    for index, (name, family) in enumerate(families.items()):
-        style = {"marker": "os^Dv"[index % 5], "ls": ("-", "--", ":")[index % 3], "lw": 1.5, "ms": 5}
-        groups: dict[int, list[Run]] = {}
-        for run in family:
-            groups.setdefault(run.config.num_levels or unlimited, []).append(run)
-        summaries = {x: summarize_experiment(group) for x, group in sorted(groups.items())}
-        beside = 1.16**index  # so that no interval hides another
-        for split, left in (("train", 1 / 1.02), ("unseen", 1.02)):
-            label = ", ".join(filter(None, (SPLIT_NAME[split], name)))
-            means = {x: found.mean for x, s in summaries.items() if (found := getattr(s, split)) is not None}
-            _draw_estimates(above, means, left * beside, SPLIT_COLOR[split], label, style)
-        gaps = {x: s.gap for x, s in summaries.items() if s.gap is not None}
-        _draw_estimates(below, gaps, beside, "#222222", None, style)
-    draw_random(above, [run for family in families.values() for run in family])
-    below.axhline(0, color=GREY, lw=1)
-    label_axes(above, "", RETURN)
-    label_axes(below, "training levels", "gap (train - unseen)")
-    below.set_xscale("log")
-    ticks = {x: f"{x:,}" for x in finite}
-    if any(run.config.num_levels == 0 for family in families.values() for run in family):
-        ticks[unlimited] = "all"
-    below.set_xticks(list(ticks), list(ticks.values()))
-    below.minorticks_off()
-    below.set_xlim(min(ticks, default=1) / 1.4, max(ticks, default=1) * 1.4)
-    above.set_ylim(bottom=min(0, above.get_ylim()[0]))
-    legend_above(figure, above.get_legend_handles_labels()[0])
-    return figure
-
-
-def _draw_estimates(
-    axis: Axes, estimates: dict[int, Estimate], shift: float, color: str, label: str | None, style: dict[str, object]
-) -> None:
-    """x -> estimate, as a line with intervals; all x are multiplied by `shift`."""
-    axis.plot([x * shift for x in estimates], [e.value for e in estimates.values()], color=color, label=label, **style)
-    for x, found in estimates.items():
-        whisker(axis, x * shift, found, color)
-
-
-def _draw_training(axis: Axes, run: Run, color: str, label: str | None, line: str) -> None:
-    """The return of the episodes that ended in each update: raw and faint, and its running mean."""
-    if "return_mean" not in run.metrics:
-        return
-    steps, values = run.metrics["steps"], run.metrics["return_mean"]
-    axis.plot(steps, values, color=color, lw=0.8, alpha=0.3)
-    axis.plot(steps, running_mean(values, max(1, len(values) // 15)), color=color, ls=line, lw=1.5, label=label)
-
-
-def _draw_evaluations(
-    axis: Axes, group: Sequence[Run], split: str, color: str, label: str | None, shift: float, line: str
-) -> None:
-    """Mean return with interval at each step at which runs of the group were evaluated, drawn `shift` steps aside."""
-    steps = sorted({s for run in group for s in run.evaluation.select(split).checkpoints})
-    points = []
-    for step in steps:
-        found = [e.returns for run in group if len(e := run.evaluation.select(split, step))]
-        points.append((step + shift, estimate(found, resamples=2000)))
-    if points:
-        axis.plot(*zip(*((x, mean.value) for x, mean in points), strict=True), color=color, ls=line, lw=1.2,
-                  marker="o" if len(points) < 12 else None, ms=5, label=label, zorder=3)  # fmt: skip
-        for x, mean in points:
-            whisker(axis, x, mean, color)
-
-
-def _by_level(episodes: Evaluation) -> tuple[list[int], list[float], list[NDArray[np.float64]]]:
-    """Level seeds, mean returns and single returns, sorted by mean return."""
-    rows = [(level, episodes.returns[episodes.level_seed == level]) for level in np.unique(episodes.level_seed)]
-    rows.sort(key=lambda row: row[1].mean())
-    return [int(level) for level, _ in rows], [float(v.mean()) for _, v in rows], [v for _, v in rows]
-
-
-def _dumbbells(groups: dict[str, list[Run]]) -> Figure:
-    """Train and unseen return of several experiments, a row each."""
-    figure, axes = new_figure(1, 1, height=1.3 + 0.5 * len(groups))
-    axis = axes[0]
-    for place, group in enumerate(groups.values()):
-        summary = summarize_experiment(group)
-        found = {split: mean.mean for split in SPLITS if (mean := getattr(summary, split))}
-        axis.plot([mean.value for mean in found.values()], [place] * len(found), color="#bbbbbb", lw=3, zorder=1)
-        for offset, (split, mean) in zip((-0.09, 0.09), found.items(), strict=False):
-            color = SPLIT_COLOR[split]
-            axis.plot([mean.low, mean.high], [place + offset] * 2, color=color, lw=1.6)
-            axis.plot(
-                mean.value, place + offset, "o", color=color, ms=6, label=SPLIT_NAME[split] if not place else None
-            )
-    runs = [run for group in groups.values() for run in group]
-    game = (runs[0].config.env_name, runs[0].config.distribution_mode)
-    if game in RANDOM_RETURN:
-        axis.axvline(RANDOM_RETURN[game], color=GREY, lw=1, ls="--", label=f"random agent {RANDOM_RETURN[game]:g}")
-    label_axes(axis, RETURN, "run")
-    axis.set_yticks(range(len(groups)), list(groups))
-    axis.set_ylim(len(groups) - 0.5, -0.5)
-    axis.set_xlim(left=min(0, axis.get_xlim()[0]))
-    legend_above(figure, axis.get_legend_handles_labels()[0])
+        axis.locator_params(nbins=4)
+    entropy, place = axes[2], dict(transform=axes[2].get_yaxis_transform(), ha="right", va="top")
+    entropy.axhline(np.log(15), color=GREY, lw=1, ls="--")
+    entropy.text(0.98, np.log(15), "log 15: uniform", fontsize=7, color=GREY, **place)
+    axes[-1].set_ylim(top=1)
     return figure

@@ -1,21 +1,33 @@
-"""Figures: labelled axes, the numbers they show, and what they do with runs that are not complete."""
+"""Figures of one experiment: labelled axes, the numbers they show, a style of their own, and incomplete runs."""
 
 from __future__ import annotations
 
+import io
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib
+import matplotlib.style
 import numpy as np
 import pytest
 from fake_runs import make_run
+from figure_audit import unnamed
 from matplotlib.figure import Figure
 
-from ppo_lib import drawing, plots
+from ppo_lib import plots
 from ppo_lib.config import UserError
 from ppo_lib.runs import load_run
-from ppo_lib.study.experiments import summarize_run
+from ppo_lib.stats import generalization_gap
+from ppo_lib.study import published
 
 REFERENCE = Path(__file__).parents[1] / "results" / "reference" / "starpilot_easy200_openai_ppo.csv"
+FIGURES = [plots.learning_curve, plots.train_vs_unseen, plots.return_by_level, plots.diagnostics]
+HOSTILE = {
+    "axes.prop_cycle": matplotlib.cycler(color=["lime"]), "savefig.facecolor": "black", "text.usetex": True,
+    "font.size": 40, "axes.grid": False, "lines.linewidth": 9, "savefig.bbox": "tight", "xtick.labelsize": 30,
+    "axes.facecolor": "yellow", "figure.constrained_layout.use": False,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -23,130 +35,134 @@ def run_dir(tmp_path: Path) -> Path:
     return make_run(tmp_path / "one")
 
 
-def check(figure: Figure) -> None:
-    """It can be drawn, every axis says what it shows, nothing is empty by mistake."""
+def points(figure: Figure, label: str) -> list[tuple[float, float]]:
+    """What the line with this label joins."""
+    [line] = [line for line in figure.axes[0].get_lines() if line.get_label() == label]
+    return [(float(x), float(y)) for x, y in line.get_xydata()]
+
+
+@pytest.mark.parametrize("draw", FIGURES)
+def test_axes_are_named(run_dir: Path, draw: Callable[..., Figure]) -> None:
+    figure = draw(run_dir)
     figure.canvas.draw()
-    for axis in figure.axes:
-        shared = not axis.get_subplotspec().is_first_col() or not axis.get_subplotspec().is_last_row()
-        assert axis.get_ylabel() or shared
-        assert axis.get_xlabel() or shared
+    assert isinstance(figure, Figure) and unnamed(figure) == []
 
 
-def test_every_figure_has_labelled_axes(run_dir: Path, tmp_path: Path) -> None:
-    other = make_run(tmp_path / "other", num_levels=200, seed=3)
-    for figure in (
-        plots.learning_curve(run_dir),
-        plots.learning_curve([run_dir, other], reference=REFERENCE),
-        plots.train_vs_unseen(run_dir),
-        plots.train_vs_unseen([run_dir, other]),
-        plots.return_by_level(run_dir),
-        plots.diagnostics(run_dir),
-        plots.levels_curve([run_dir, other]),
-    ):
-        assert isinstance(figure, Figure)
-        check(figure)
+@pytest.mark.parametrize("draw", FIGURES)
+def test_the_users_settings_change_no_figure(run_dir: Path, draw: Callable[..., Figure]) -> None:
+    """Neither while it is made nor while it is saved, whichever way."""
+
+    def images(figure: Figure) -> tuple[bytes, ...]:
+        shown = io.BytesIO()
+        figure.canvas.print_figure(
+            shown, dpi=40, facecolor="white", bbox_inches="tight", pad_inches=0.1
+        )  # in notebooks
+        return plots.figure_png(figure, dpi=40), shown.getvalue()
+
+    expected = images(draw(run_dir))
+    with matplotlib.style.context(["dark_background", HOSTILE]):
+        users = dict(matplotlib.rcParams)
+        assert images(draw(run_dir)) == expected
+        assert dict(matplotlib.rcParams) == users
 
 
-def test_bars_show_the_means(run_dir: Path) -> None:
+def test_helpers_keep_the_style(run_dir: Path) -> None:
+    """Texts and legends that a notebook adds to a figure of ours, too."""
+
+    def image() -> bytes:
+        figure, [axis] = plots.new_figure(1, 1)
+        [line] = axis.plot([0, 1], [0, 1], lw=1, label="line")
+        plots.label_axes(axis, plots.STEPS, plots.RETURN)
+        plots.note(axis, "here", 0.5, 0.5, up=5)
+        plots.legend_above(figure, [line])
+        return plots.figure_png(figure, dpi=40)
+
+    expected = image()
+    with matplotlib.style.context(HOSTILE):
+        assert image() == expected
+
+
+def test_threads_draw_and_leave_the_users_settings(run_dir: Path) -> None:
+    run, results = load_run(run_dir), []
+    threads = [
+        threading.Thread(target=lambda: results.append(plots.figure_png(plots.train_vs_unseen(run), dpi=40)))
+        for _ in range(3)
+    ]
+    with matplotlib.style.context("dark_background"):
+        users = dict(matplotlib.rcParams)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert dict(matplotlib.rcParams) == users
+    assert len(results) == 3 and len(set(results)) == 1
+
+
+def test_bars_show_means_and_gap(run_dir: Path) -> None:
     run = load_run(run_dir)
-    heights = [bar.get_height() for bar in plots.train_vs_unseen(run).axes[0].patches]
-    assert heights == pytest.approx([run.final(split).returns.mean() for split in ("train", "unseen")])
+    axis = plots.train_vs_unseen(run).axes[0]
+    returns = [run.final(split).returns for split in ("train", "unseen")]
+    assert [bar.get_height() for bar in axis.patches] == pytest.approx([values.mean() for values in returns])
+    assert axis.get_title() == f"gap {generalization_gap(*returns)}"
+
+
+def test_seeds_are_averaged_at_common_steps(tmp_path: Path) -> None:
+    """Of seeds with other evaluation steps, only those that all have: no zigzag, and no mean over unequal training."""
+    runs = [load_run(make_run(tmp_path / str(seed), updates=n, seed=seed)) for seed, n in ((0, 12), (1, 6))]
+    every = [run.evaluation.select("train").checkpoints for run in runs]
+    common = every[0][0]
+    assert common == every[1][1] and len({*every[0], *every[1]}) == 3
+    means = {s: np.mean([run.evaluation.select(s, common).returns.mean() for run in runs]) for s in plots.SPLIT_NAME}
+    figure = plots.learning_curve(runs)
+    for split, name in plots.SPLIT_NAME.items():
+        [(steps, value)] = points(figure, f"evaluated on {name}")
+        assert steps == pytest.approx(common, rel=0.02) and value == pytest.approx(means[split])
+    heights = [bar.get_height() for bar in plots.train_vs_unseen(runs).axes[0].patches]
+    assert heights == pytest.approx(list(means.values()))
+
+
+def test_a_seed_without_evaluation_hides_nothing(tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / str(seed), seed=seed) for seed in (0, 1)]
+    (folders[1] / "evaluation.csv").unlink()
+    assert len(points(plots.learning_curve(folders), "evaluated on unseen levels")) == 2
+    assert len(plots.train_vs_unseen(folders).axes[0].patches) == 2
+
+
+@pytest.mark.parametrize("draw", FIGURES[:2])
+def test_different_experiments_are_refused(run_dir: Path, tmp_path: Path, draw: Callable[..., Figure]) -> None:
+    with pytest.raises(UserError, match="num_levels"):
+        draw([run_dir, make_run(tmp_path / "other", num_levels=200)])
 
 
 def test_unfinished_runs_can_be_drawn(run_dir: Path) -> None:
     (run_dir / "evaluation.csv").unlink()
-    for figure in (plots.learning_curve(run_dir), plots.train_vs_unseen(run_dir), plots.return_by_level(run_dir)):
-        check(figure)
+    for draw in FIGURES:
+        draw(run_dir).canvas.draw()
     (run_dir / "metrics.csv").unlink()
-    for figure in (plots.learning_curve(run_dir), plots.diagnostics(run_dir), plots.levels_curve(run_dir)):
-        check(figure)
+    for draw in FIGURES:
+        draw(run_dir).canvas.draw()
 
 
-def test_learning_curve_lays_published_runs_under_ours(tmp_path: Path) -> None:
-    run_dir = make_run(tmp_path / "long", updates=40)
-    axis = plots.learning_curve(run_dir, reference=REFERENCE).axes[0]
+def test_published_runs_lie_under_ours(tmp_path: Path) -> None:
+    run_dir, reference = make_run(tmp_path / "long", updates=40), published.read_curves(REFERENCE)
+    axis = plots.learning_curve(run_dir, reference).axes[0]
     labels = axis.get_legend_handles_labels()[1]
     assert "published, training levels" in labels and "published, unseen levels" in labels
-    assert axis.get_xlim()[1] < 1.1 * load_run(run_dir).steps  # 50M published steps don't squeeze ours
-    with pytest.raises(UserError, match="published"):
-        plots.learning_curve(run_dir, reference=run_dir / "config.json")
-
-
-def test_several_experiments_get_a_panel_for_each_split(tmp_path: Path) -> None:
-    folders = [make_run(tmp_path / name, num_levels=n) for name, n in (("few", 10), ("many", 200))]
-    (tmp_path / "many" / "evaluation.csv").unlink()
-    figure = plots.learning_curve(folders, REFERENCE)
-    assert [axis.get_title() for axis in figure.axes] == ["training levels", "unseen levels"]
-    [legend] = figure.legends
-    assert [text.get_text() for text in legend.get_texts()][:2] == ["few", "many"]  # also the one without evaluation
-    for axis, split in zip(figure.axes, ("train", "unseen"), strict=True):
-        shown = [line for line in axis.get_lines() if line.get_marker() == "o"]
-        assert [line.get_ydata()[-1] for line in shown] == [load_run(folders[0]).final(split).returns.mean()]
-
-
-def test_many_experiments_can_be_told_apart(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path / str(n), updates=2, num_levels=n) for n in (10, 25, 50, 100, 200, 500, 1000, 0)]
-    figure = plots.learning_curve(runs)
-    legend = [(handle.get_color(), handle.get_linestyle()) for handle in figure.legends[0].legend_handles[:8]]
-    drawn = {
-        (line.get_color(), line.get_linestyle()) for line in figure.axes[1].get_lines() if line.get_marker() == "o"
-    }
-    assert len(set(legend)) == 8 and set(legend) == drawn
-
-
-@pytest.mark.parametrize("name", ["levels200-seed1", "levels200-recurrent-sequence_length64 (2 seeds)"])
-def test_a_legend_fits_its_figure(tmp_path: Path, name: str) -> None:
-    figure = plots.learning_curve([make_run(tmp_path / f"{n}{name}", updates=2, num_levels=n) for n in (1, 2, 3, 4)])
-    figure.canvas.draw()
-    legend = figure.legends[0].get_window_extent()
-    assert legend.x0 >= 0 and legend.x1 <= figure.bbox.x1
-    assert all(axis.get_window_extent().height > figure.dpi for axis in figure.axes)
-
-
-def test_unlimited_levels_stand_at_the_right(tmp_path: Path) -> None:
-    folders = [make_run(tmp_path / str(n), num_levels=n) for n in (50, 200, 0)]
-    axis = plots.levels_curve(folders).axes[1]
-    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["50", "200", "all"]
-    assert list(plots.levels_curve([folders[0], folders[2]]).axes[1].get_xticks()) == [50, 1000]  # beyond others' 200
-
-
-def test_a_line_joins_only_what_differs_in_levels_alone(tmp_path: Path) -> None:
-    folders = [make_run(tmp_path / str(n), num_levels=n) for n in (10, 200)]
-    folders.append(make_run(tmp_path / "other", num_levels=200, recurrent=False))
-    above, below = plots.levels_curve(folders).axes
-    lines = dict(zip(above.get_legend_handles_labels()[1], above.get_legend_handles_labels()[0], strict=True))
-    assert [len(lines[f"{split} levels"].get_xdata()) for split in ("training", "unseen")] == [2, 2]
-    alone = lines["training levels, recurrent False"]
-    assert list(alone.get_ydata()) == [load_run(folders[2]).final("train").returns.mean()]
-    gaps = [line.get_ydata() for line in below.lines if line.get_marker() in ("o", "s")]
-    assert [len(values) for values in gaps] == [2, 1]
-    assert gaps[1][0] == summarize_run(folders[2]).gap.value
+    steps = load_run(run_dir).steps
+    assert axis.get_xlim()[1] < 1.1 * steps  # 50M published steps don't squeeze ours
+    band = axis.collections[[c.get_label() for c in axis.collections].index("published, unseen levels")]
+    low, high = (pick([np.interp(steps, *curve) for curve in reference["unseen"]]) for pick in (min, max))
+    edge = [y for x, y in band.get_paths()[0].vertices if x == steps]
+    assert (min(edge), max(edge)) == pytest.approx((low, high))
 
 
 def test_running_mean_leaves_out_gaps() -> None:
     values = np.array([1.0, np.nan, 3.0, np.nan, np.nan, np.nan, 5.0])
-    assert drawing.running_mean(values, 3)[[0, 1, 2]].tolist() == [1.0, 2.0, 3.0]
-    assert np.isnan(drawing.running_mean(values, 3)[4])
-    assert drawing.running_mean(np.arange(5.0), 1).tolist() == [0, 1, 2, 3, 4]
-
-
-def test_figures_can_be_drawn_in_threads(run_dir: Path) -> None:
-    errors: list[BaseException] = []
-
-    def draw() -> None:
-        try:
-            check(plots.learning_curve(run_dir))
-        except BaseException as error:  # handed to the main thread
-            errors.append(error)
-
-    threads = [threading.Thread(target=draw) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
+    assert plots.running_mean(values, 3)[[0, 1, 2]].tolist() == [1.0, 2.0, 3.0]
+    assert np.isnan(plots.running_mean(values, 3)[4])
+    assert plots.running_mean(np.arange(5.0), 1).tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("steps", "text"), [(0, "0"), (500, "500"), (20_000, "20k"), (1_500_000, "1.5M")])
 def test_format_steps(steps: int, text: str) -> None:
-    assert drawing.format_steps(steps) == text
+    assert plots.format_steps(steps) == text
