@@ -1,114 +1,213 @@
-"""Pictures with sliders for the notebooks: levels of a game, advantages of an episode, the clipped objective.
+"""Figures with sliders for the notebooks: levels of a game, advantages of an episode, the clipped objective.
 
-- Each function shows its picture at once and returns the sliders that redraw it; let it be a cell's last line.
-- Numbers come from ppo_lib's own functions, so a widget can't disagree with the training code.
-- TrainingPanel is imported here so that a notebook needs one name.
+- Each explorer shows its figure at once and returns the sliders that redraw it: make it the last line of a cell.
+- Numbers come from ppo_lib's own functions, so that a widget always agrees with the training code.
+- Only widgets and options that ipywidgets 7.7 (Colab) and 8 share. Each works by keyboard and names its unit.
 """
 
 from __future__ import annotations
 
+import math
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from functools import lru_cache
+from typing import Any
 
 import ipywidgets as w
 import numpy as np
+import PIL.Image
 import torch
-from matplotlib.axes import Axes
+from IPython.display import Image, display
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
+from ppo_lib import plots
 from ppo_lib.config import PPOConfig, UserError
-from ppo_lib.course.panel import TrainingPanel
-from ppo_lib.course.widget_parts import Controls, interactive_picture
-from ppo_lib.drawing import GREY, SPLIT_COLOR, SPLIT_NAME, label_axes, legend_above, new_figure
+from ppo_lib.course.drawing import GREEN, YELLOW, finish, strip
 from ppo_lib.envs import make_env
 from ppo_lib.storage import gae
 
-__all__ = ["TrainingPanel", "clip_explorer", "clipped_objective", "gae_explorer", "level_gallery"]
-
 NOOP = 4  # the action that presses no key
-PIXELS = 150  # side of one level's picture in the gallery
+PIXELS = 150  # side of one level's image in the gallery
+STYLE = {"description_width": "12em"}  # room for a name with its unit
+NARROW = {"layout": {"width": "23em", "max_width": "100%"}, "style": STYLE}  # two entries fit beside each other
+WIDE = {"layout": {"width": "40em", "max_width": "100%"}, "style": STYLE}
+LIVE = {  # fields that may change during training: name on the curve, slider
+    "learning_rate": ("lr", w.FloatLogSlider, {"min": -6, "max": -2, "step": 0.05}),
+    "clip_range": ("clip", w.FloatSlider, {"min": 0.01, "max": 0.5, "step": 0.01}),
+    "entropy_coef": ("entropy", w.FloatSlider, {"min": 0, "max": 0.1, "step": 0.001, "readout_format": ".3f"}),
+}
+LABELS = {  # of config fields, with their units
+    "num_levels": "training levels (0 = all)",
+    "recurrent": "recurrent (GRU)",
+    "learning_rate": "learning rate (Adam)",
+    "clip_range": "clip range (epsilon)",
+    "entropy_coef": "entropy coefficient",
+    "gamma": "gamma (per step)",
+    "gae_lambda": "lambda (0 to 1)",
+    "num_envs": "games in parallel",
+    "total_steps": "length of run (steps)",
+}
+
+
+class Picture:
+    """A PNG output of a cell that can be replaced from any thread, and is visible without a kernel."""
+
+    def __init__(self) -> None:
+        self.png = b""
+        self._handle: Any = None  # IPython's display handle; None where there is no notebook
+        self._lock = threading.Lock()
+
+    def draw(self, figure: Figure) -> None:
+        """Show this figure instead."""
+        with self._lock:
+            self.png = plots.figure_png(figure, dpi=110)
+            self.refresh()
+
+    def show(self) -> None:
+        """Make the figure an output of the running cell."""
+        self._handle = display(Image(self.png), display_id=True)
+
+    def refresh(self) -> None:
+        """Send the figure again, so that the running cell counts as its source."""
+        if self._handle is not None:
+            self._handle.update(Image(self.png))
+
+
+class Controls(w.VBox):
+    """Widgets and the picture that they draw. A saved notebook, which has no widgets, shows `note` instead."""
+
+    def __init__(self, children: Sequence[w.Widget], picture: Picture, note: str) -> None:
+        super().__init__(list(children))
+        self.picture, self._note = picture, note
+
+    def __repr__(self) -> str:
+        return f"[{self._note}: run this cell to use them]"
+
+
+def interactive_picture(figure: Callable[[], Figure], sliders: list[w.Widget], note: str) -> Controls:
+    """Show the figure, and draw it again whenever a slider moves."""
+    picture = Picture()
+    for slider in sliders:
+        slider.layout, slider.style = WIDE["layout"], WIDE["style"]
+        slider.observe(lambda _: picture.draw(figure()), "value")
+    picture.draw(figure())
+    picture.show()
+    return Controls(sliders, picture, note)
+
+
+def entry(name: str, value: object) -> w.Widget:
+    """The form's widget for a config field. Numbers are text, since a browser's number field cuts 1e6 to 1."""
+    label = LABELS.get(name, name)
+    if isinstance(value, bool):
+        return w.Checkbox(value, description=label, indent=True, **NARROW)
+    return w.Text(str(value), description=label, continuous_update=False, **NARROW)
+
+
+def entered(field: w.Widget) -> object:
+    """What a widget of `entry` holds: text that reads as a number is one."""
+    for kind in (int, float) if isinstance(field, w.Text) else ():
+        with suppress(ValueError):
+            return kind(field.value)
+    return field.value
+
+
+def live_slider(name: str, value: float) -> w.Widget:
+    """The slider of one of LIVE."""
+    _, kind, options = LIVE[name]
+    slider = kind(description=LABELS[name], continuous_update=False, **options, **WIDE)
+    put(slider, value)
+    return slider
+
+
+def put(slider: w.Widget, value: float) -> None:
+    """Move a slider to exactly this value; a value outside its range widens the range."""
+    log = isinstance(slider, w.FloatLogSlider)
+    place, room = (math.log10(value), 0.1) if log else (value, 0)  # powers of 10 are rounded: leave room
+    slider.min, slider.max = min(slider.min, place - room), max(slider.max, place + room)
+    slider.value = value
 
 
 def level_gallery(config: PPOConfig, columns: int = 6, seeds: range | None = None) -> Controls:
     """Training levels above unseen ones, each as it looks some steps after its start when no key is pressed.
 
-    columns: levels in a row. seeds: what the slider runs over, counted from the first level of each split
-    (default: all training levels, at most 200). A second slider sets the step. Raises UserError if there are fewer
-    levels than columns.
+    columns: levels per row; seeds: of the first level of a row, counted from the split's first (default: the first 200)
+    Raises UserError if a split has too few levels for a row, or does not have all of `seeds`.
     """
-    count = config.train_levels[1]
-    if count < columns:
-        raise UserError(f"A gallery of {columns} columns needs as many training levels, not {count}.")
-    seeds = seeds or range(min(count, 200))
-    last = min(seeds[-1], count - columns)
-    first = w.IntSlider(min(seeds[0], last), seeds[0], last, 1, description="first level (seed)")
+    count = min(config.train_levels[1], config.unseen_levels[1])
+    if not 1 <= columns <= count:
+        raise UserError(f"columns must be from 1 to {count}, the levels of each split, not {columns}.")
+    seeds = range(min(count, 200)) if seeds is None else seeds
+    if not seeds or min(seeds) < 0 or max(seeds) >= count:
+        raise UserError(f"seeds must be at least one number from 0 to {count - 1}, not {seeds}.")
+    low, high = (min(end(seeds), count - columns) for end in (min, max))
+    first = w.IntSlider(low, low, high, 1, description="first level (seed)")
     step = w.IntSlider(30, 0, 80, 10, description="time (game steps)")
 
     def figure() -> Figure:
-        fig, axes = new_figure(2, 1, height=10 / columns + 0.9)
-        for axis, split in zip(axes, ("train", "unseen"), strict=True):
-            levels = [getattr(config, f"{split}_levels")[0] + first.value + i for i in range(columns)]
-            frames = [_level_frame(config, split, level, step.value) for level in levels]
-            axis.imshow(np.concatenate(frames, axis=1))
-            label_axes(axis, "level seed" if split == "unseen" else "", SPLIT_NAME[split], size=8.5)
-            axis.yaxis.label.set_color(SPLIT_COLOR[split])
-            axis.set_xticks(PIXELS * (np.arange(columns) + 0.5), [str(level) for level in levels])
-            axis.set_yticks([])
-            axis.grid(visible=False)
-            for edge in PIXELS * np.arange(1, columns):
-                axis.axvline(edge - 0.5, color="white", lw=2)
-        return fig
+        places = [(split, getattr(config, f"{split}_levels")[0] + first.value + i)
+                  for split in plots.SPLIT_NAME for i in range(columns)]  # fmt: skip
+        frames = [_level_frame(config, split, level, step.value) for split, level in places]
+        titles, colors = zip(*[(str(level), plots.SPLIT_COLOR[split]) for split, level in places], strict=True)
+        caption = "level seeds; above: training levels, below: unseen levels"
+        return strip(frames, titles, columns=columns, colors=colors, caption=caption, size=8.4 / columns)
 
     return interactive_picture(figure, [first, step], "Sliders for the first level and the time")
+
+
+@lru_cache(maxsize=512)
+def _level_frame(config: PPOConfig, split: str, level: int, step: int) -> NDArray[np.uint8]:
+    """A level after `step` steps without a key, [PIXELS, PIXELS, 3]; its last frame if the episode ends before."""
+    with closing(make_env(config, split, num_envs=1, seed=0, levels=(level, 1), num_threads=0, render=True)) as env:
+        env.reset()
+        for _ in range(step + 1):
+            frame = env.render()[0]
+            if env.step(np.array([NOOP]))[2][0]:
+                break
+    return np.asarray(PIL.Image.fromarray(frame).resize((PIXELS, PIXELS), PIL.Image.Resampling.LANCZOS))
 
 
 def gae_explorer(
     reward: ArrayLike, value: ArrayLike, done: ArrayLike, last_value: float = 0.0, *, gamma: float = 0.999,
     gae_lambda: float = 0.95,
 ) -> Controls:  # fmt: skip
-    """Returns and advantages of a recorded stretch of one game, redrawn as gamma and lambda move.
+    """Returns and advantages of recorded steps of one game, redrawn as gamma and lambda move.
 
-    reward, value: [T] what the game paid and the network expected; done: [T] whether the step ended an episode;
-    last_value: of the observation after the last step. gamma, gae_lambda: where the sliders start, kept as a grey line.
+    reward, value: [T], of the game and of the network; done: [T], whether the step ended an episode;
+    last_value: of the observation after the last step. gamma, gae_lambda: initial values, kept as a grey line.
     """
-    fields = [torch.as_tensor(np.asarray(field)).reshape(-1, 1) for field in (reward, value, done)]
-    reward_, value_, done_ = fields[0].float(), fields[1].float(), fields[2].bool()
-    if not len(reward_) == len(value_) == len(done_):
-        raise UserError("reward, value and done must have one entry a step each.")
+    reward, value, done = (torch.as_tensor(np.asarray(x)).reshape(-1, 1) for x in (reward, value, done))
+    if not len(reward) == len(value) == len(done):
+        raise UserError("reward, value and done must have one entry per step each.")
+    paid, ends = reward[:, 0].numpy(), np.flatnonzero(done[:, 0].numpy())
 
-    def estimates(gamma: float, gae_lambda: float) -> list[NDArray[np.float32]]:
-        found = gae(reward_, value_, done_, torch.tensor([last_value]), gamma, gae_lambda)
-        return [estimate[:, 0].numpy() for estimate in found]
+    def estimates(gamma: float, gae_lambda: float) -> tuple[torch.Tensor, torch.Tensor]:
+        return gae(reward.float(), value.float(), done.bool(), torch.tensor([last_value]), gamma, gae_lambda)
 
-    before = estimates(gamma, gae_lambda)
-    gamma_slider = w.FloatSlider(
-        gamma, min=0.8, max=1, step=0.001, readout_format=".3f", description="gamma (per step)"
-    )
-    lambda_slider = w.FloatSlider(gae_lambda, min=0, max=1, step=0.01, description="lambda (0 to 1)")
+    initial, initially = estimates(gamma, gae_lambda), f"at {gamma:g}, {gae_lambda:g}"
+    gammas = w.FloatSlider(gamma, min=0.8, max=1, step=0.001, readout_format=".3f", description="gamma (per step)")
+    lambdas = w.FloatSlider(gae_lambda, min=0, max=1, step=0.01, description="lambda (0 to 1)")
 
     def figure() -> Figure:
-        g, lam = gamma_slider.value, lambda_slider.value
-        now = estimates(g, lam)
-        fig, axes = new_figure(2, 1, height=4.2, sharex=True)
-        time = np.arange(len(reward_))
-        paid = np.flatnonzero(reward_[:, 0].numpy())
-        axes[0].vlines(paid, 0, reward_[paid, 0].numpy(), color="#E69F00", lw=2, label="reward")
-        axes[0].plot(time, value_[:, 0].numpy(), color="#009E73", lw=1.2, label="value estimate")
-        for axis, old, new, name in zip(axes, before[::-1], now[::-1], ("return", "advantage"), strict=True):
-            axis.plot(
-                time, old, color=GREY, lw=1, ls=":", label=f"at {gamma:g}, {gae_lambda:g}" if axis is axes[1] else None
-            )
-            axis.plot(time, new, color=SPLIT_COLOR["train" if axis is axes[0] else "unseen"], lw=1.4, label=name)
-            for end in np.flatnonzero(done_[:, 0].numpy()):
-                axis.axvline(end + 0.5, color="#222222", lw=1, ls="--")
-        label_axes(axes[0], "", "reward, value, return", size=9)
-        label_axes(axes[1], "time (game steps; dashed: episode end)", "advantage", size=9)
-        horizon = "no horizon" if g == 1 else f"horizon {1 / (1 - g):,.0f} steps"
-        axes[0].set_title(f"gamma {g:.3f} ({horizon}), lambda {lam:.2f}", fontsize=9, loc="left")
-        legend_above(fig, [h for axis in axes for h in axis.get_legend_handles_labels()[0]])
+        fig, axes = plots.new_figure(2, 1, height=4.2, sharex=True)
+        axes[0].vlines(np.flatnonzero(paid), 0, paid[paid != 0], color=YELLOW, lw=2, label="reward")
+        axes[0].plot(value, color=GREEN, lw=1.2, label="value estimate")
+        now = estimates(gammas.value, lambdas.value)
+        lines = zip(axes[::-1], ("unseen", "train"), ("advantage", "return"), initial, now, strict=True)
+        for axis, split, name, old, new in lines:
+            axis.plot(old, color=plots.GREY, lw=1, ls=":", label=initially if name == "advantage" else None)
+            axis.plot(new, color=plots.SPLIT_COLOR[split], lw=1.4, label=name)
+            for end in ends:
+                axis.axvline(end + 0.5, color=plots.DARK, lw=1, ls="--")
+        horizon = "no horizon" if gammas.value == 1 else f"horizon {1 / (1 - gammas.value):,.0f} steps"
+        title = f"gamma {gammas.value:.3f} ({horizon}), lambda {lambdas.value:.2f}"
+        finish(axes[0], "", "reward, value, return", title=title)
+        finish(axes[1], "time (game steps; dashed: episode end)", "advantage")
+        plots.legend_above(fig, [handle for axis in axes for handle in axis.get_legend_handles_labels()[0]])
         return fig
 
-    return interactive_picture(figure, [gamma_slider, lambda_slider], "Sliders for gamma and lambda")
+    return interactive_picture(figure, [gammas, lambdas], "Sliders for gamma and lambda")
 
 
 def clip_explorer(epsilon: float = 0.2) -> Controls:
@@ -116,46 +215,26 @@ def clip_explorer(epsilon: float = 0.2) -> Controls:
     slider = w.FloatSlider(epsilon, min=0.05, max=0.6, step=0.05, description="epsilon (clip range)")
     ratio = np.linspace(0, 2, 401)
 
-    def panel(axis: Axes, sign: int) -> None:
-        clipped = clipped_objective(ratio, sign, slider.value)
-        axis.plot(ratio, ratio * sign, color=GREY, lw=1, ls="--", label="unclipped: r A")
-        axis.plot(ratio, clipped, color=SPLIT_COLOR["train"], lw=2, label="clipped objective")
-        flat = clipped != ratio * sign
-        axis.fill_between(ratio, -2, 2, where=flat, color="#E69F00", alpha=0.25, lw=0, label="no gradient")
-        axis.plot([1], [sign], "o", color="#222222", ms=5, label="before the update (r = 1)")
-        axis.set_ylim((-0.1, 2) if sign > 0 else (-2, 0.1))
-        axis.set_title(f"A = {sign:+d}: {'better' if sign > 0 else 'worse'} than expected", fontsize=9)
-        label_axes(axis, "ratio r = new / old probability", "objective" if sign > 0 else "", size=9)
-
     def figure() -> Figure:
-        fig, axes = new_figure(1, 2, height=2.9)
+        fig, axes = plots.new_figure(1, 2, height=2.9)
         for axis, sign in zip(axes, (1, -1), strict=True):
-            panel(axis, sign)
-        legend_above(fig, axes[0].get_legend_handles_labels()[0])
+            clipped = clipped_objective(ratio, sign, slider.value)
+            axis.plot(ratio, ratio * sign, color=plots.GREY, lw=1, ls="--", label="unclipped: r A")
+            axis.plot(ratio, clipped, color=plots.SPLIT_COLOR["train"], lw=2, label="clipped objective")
+            axis.fill_between(
+                ratio, -2, 2, clipped != ratio * sign, color=YELLOW, alpha=0.25, lw=0, label="no gradient"
+            )
+            axis.plot([1], [sign], "o", color=plots.DARK, ms=5, label="before the update (r = 1)")
+            title = f"A = {sign:+d}: {'better' if sign > 0 else 'worse'} than expected"
+            finish(
+                axis, "ratio r = new / old probability", "objective", title=title, ylim=sorted((-0.1 * sign, 2 * sign))
+            )
+        plots.legend_above(fig, axes[0].get_legend_handles_labels()[0])
         return fig
 
     return interactive_picture(figure, [slider], "A slider for epsilon")
 
 
 def clipped_objective(ratio: NDArray[np.float64], advantage: float, epsilon: float) -> NDArray[np.float64]:
-    """min(r A, clip(r, 1 - epsilon, 1 + epsilon) A) for ratios [n]: minus it is what ppo_loss averages."""
+    """min(r A, clip(r, 1 - epsilon, 1 + epsilon) A) for ratios [n]; ppo_loss averages its negative."""
     return np.minimum(ratio * advantage, np.clip(ratio, 1 - epsilon, 1 + epsilon) * advantage)
-
-
-@lru_cache(maxsize=512)
-def _level_frame(config: PPOConfig, split: str, level: int, step: int) -> NDArray[np.uint8]:
-    """A level after `step` steps without a key, [PIXELS, PIXELS, 3]; its last frame if the episode ends before."""
-    from PIL import Image as Pixels
-
-    env = make_env(config, split, num_envs=1, seed=0, levels=(level, 1), num_threads=0, render=True)
-    try:
-        env.reset()
-        frame = env.render()[0]
-        for _ in range(step):
-            _, _, ended, _, _ = env.step(np.array([NOOP]))
-            if ended[0]:
-                break
-            frame = env.render()[0]
-    finally:
-        env.close()
-    return np.asarray(Pixels.fromarray(frame).resize((PIXELS, PIXELS), Pixels.Resampling.LANCZOS))

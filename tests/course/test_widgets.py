@@ -11,18 +11,17 @@ import threading
 import time
 from pathlib import Path
 
-import ipywidgets as w
 import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
 
-from ppo_lib.config import FIELD_TYPES, PPOConfig, UserError, preset
-from ppo_lib.course import live_curve, widget_parts, widgets
+from ppo_lib.config import PPOConfig, UserError, field_types, preset
 from ppo_lib.course import panel as training_panel
-from ppo_lib.course.widgets import TrainingPanel
+from ppo_lib.course import widgets
+from ppo_lib.course.panel import TrainingPanel, live_changes, live_curve
 from ppo_lib.ppo import Coefficients, ppo_loss
-from ppo_lib.runs import load_run, read_metrics
+from ppo_lib.runs import load_run, read_config, read_metrics
 from ppo_lib.storage import Batch
 from ppo_lib.train import Trainer
 
@@ -59,11 +58,26 @@ def test_gallery_shows_other_levels_when_the_slider_moves():
     assert len({pixels(png).tobytes() for png in shown}) == 3
 
 
-def test_gallery_needs_enough_levels():
-    """A row wider than the training levels is refused; unlimited training levels are fine."""
-    with pytest.raises(UserError, match="as many training levels, not 2"):
-        widgets.level_gallery(preset("quick", num_levels=2))
-    assert widgets.level_gallery(preset("quick", num_levels=0), columns=2, seeds=range(5, 9)).children[0].min == 5
+@pytest.mark.parametrize(
+    ("levels", "seeds", "first"),
+    [(20, range(18, 20), (14, 14)), (50, range(18, 20), (18, 19)), (50, range(5, 6), (5, 5)), (6, range(3), (0, 0)),
+     (50, range(30, 3, -3), (6, 30)), (0, range(10**6, 10**6 + 2), (10**6, 10**6 + 1))],
+)  # fmt: skip
+def test_gallery_takes_any_range_of_seeds(levels, seeds, first):
+    """Also a single one, one in steps, and one at the end, where the row begins early enough to be full."""
+    slider = widgets.level_gallery(preset("quick", num_levels=levels), seeds=seeds).children[0]
+    assert (slider.min, slider.max) == first and slider.value == slider.min
+
+
+@pytest.mark.parametrize(
+    ("levels", "columns", "seeds", "message"),
+    [(2, 6, None, "columns must be from 1 to 2"), (50, 0, None, "columns must be from 1 to 50"),
+     (50, 6, range(48, 52), r"from 0 to 49, not range\(48, 52\)"), (50, 6, range(-3, 5), "from 0 to 49"),
+     (50, 6, range(5, 5), "at least one number")],
+)  # fmt: skip
+def test_gallery_refuses_levels_that_do_not_exist(levels, columns, seeds, message):
+    with pytest.raises(UserError, match=message):
+        widgets.level_gallery(preset("quick", num_levels=levels), columns, seeds)
 
 
 def test_gae_explorer_draws_gae():
@@ -76,7 +90,7 @@ def test_gae_explorer_draws_gae():
     middle = explorer.picture.png
     lam.value = 0.0
     assert len({before, middle, explorer.picture.png}) == 3
-    with pytest.raises(UserError, match="one entry a step"):
+    with pytest.raises(UserError, match="one entry per step"):
         widgets.gae_explorer(reward, value[:2], done)
 
 
@@ -89,9 +103,9 @@ def test_clip_explorer_draws_the_loss(advantage):
         one, logits = torch.ones(1), torch.tensor([[0.3, -0.2]])
         log_prob = logits.log_softmax(-1)[0, :1]
         batch = Batch(obs=one, action=torch.zeros(1, dtype=torch.int64), log_prob=log_prob - np.log(r), value=one,
-                      advantage=one * advantage, return_=one, reset=one, state=one)  # fmt: skip
-        _, diagnostics = ppo_loss(logits, one, batch, Coefficients(clip_range=0.3))
-        assert objective == pytest.approx(-diagnostics["policy_loss"].item(), abs=1e-5)
+                      advantage=one * advantage, return_=one, episode_start=one, state=one)  # fmt: skip
+        _, metrics = ppo_loss(logits, one, batch, Coefficients(clip_range=0.3))
+        assert objective == pytest.approx(-metrics["policy_loss"].item(), abs=1e-5)
     explorer = widgets.clip_explorer()
     before = explorer.picture.png
     explorer.children[0].value = 0.4
@@ -106,26 +120,26 @@ def test_saved_notebooks_show_words_in_place_of_widgets():
 def test_pictures_are_replaced_through_the_display_handle():
     """A picture that is shown is updated in place."""
     updates = []
-    picture = widget_parts.Picture()
+    picture = widgets.Picture()
     picture._handle = type("Handle", (), {"update": lambda self, image: updates.append(image.data)})()
-    picture.draw(live_curve.live_curve(Path("nowhere")))
+    picture.draw(live_curve("nowhere"))
     picture.refresh()
     assert updates == [picture.png] * 2 and picture.png.startswith(b"\x89PNG")
 
 
-def test_every_field_has_a_name_with_its_unit_and_an_entry():
-    """Any config field can be in the form."""
+def test_every_field_has_an_entry():
+    """Any config field can be in the form, and holds its value; those of the panel have a label with a unit."""
     config = PPOConfig()
-    for name in FIELD_TYPES:
-        made = widget_parts.entry(name, getattr(config, name))
-        assert made.value == getattr(config, name) and made.description
-    assert isinstance(widget_parts.entry("env_name", "maze"), w.Dropdown)
+    for name in field_types(PPOConfig):
+        made = widgets.entry(name, getattr(config, name))
+        assert config.replace(**{name: widgets.entered(made)}) == config
+        assert made.description == widgets.LABELS.get(name, name)
 
 
 def test_sliders_hold_any_valid_value():
     """A value outside the usual range widens the slider; it is never changed."""
     for name, value in [("learning_rate", 0.5), ("learning_rate", 1e-8), ("clip_range", 0.9), ("entropy_coef", 2.0)]:
-        assert widget_parts.live_slider(name, value).value == value
+        assert widgets.live_slider(name, value).value == value
 
 
 # --- the training panel -------------------------------------------------------------------------------------------
@@ -144,7 +158,9 @@ def panel(tiny, tmp_path, monkeypatch):
     """Make panels on tiny runs of the real game; whatever still trains at the end is stopped."""
     monkeypatch.setattr(training_panel, "Trainer", OneThread)
     yield lambda name="run", **changes: TrainingPanel(
-        tmp_path / name, tiny(**{"total_steps": 100_000, **changes}), ("num_levels", "num_minibatches", "gamma")
+        tmp_path / name,
+        tiny(**{"total_steps": 100_000, **changes}),
+        ("num_levels", "num_minibatches", "gamma", "total_steps"),
     )
     training_panel.stop_all()
 
@@ -164,8 +180,8 @@ def test_panel_trains_to_the_end(panel):
     assert not made.start_button.disabled and made.stop_button.disabled
 
 
-def test_pause_steer_stop_and_go_on(panel):
-    """Paused: no step is taken. Sliders act on the trainer and are logged and marked. Stop saves; start goes on."""
+def test_pause_steer_stop_and_continue(panel):
+    """Paused: no step is taken. Sliders act on the trainer and are logged and marked. Stop saves; start continues."""
     made = panel()
     made.start_button.click()
     wait_until(lambda: made.trainer is not None and made.trainer.steps >= 128)
@@ -185,14 +201,15 @@ def test_pause_steer_stop_and_go_on(panel):
     wait_until(lambda: made.trainer.steps >= goal)
     made.stop_button.click()
     made.wait(PATIENCE)
-    assert not made.running and made.start_button.description == "Go on"
+    assert not made.running and made.start_button.description == "Continue"
 
     run = load_run(made.run_dir)
     for name, value in [("learning_rate", 1e-4), ("clip_range", 0.1), ("entropy_coef", 0.03)]:
         assert run.metrics[name][-1] == value
-    figure = live_curve.live_curve(made.run_dir)
-    marked = [text for _, text in live_curve.mark_changes(figure.axes[0], run, {})]
-    assert {"lr 0.0005 → 0.0001", "clip 0.2 → 0.1", "entropy 0.01 → 0.03"} <= set(marked)
+    [(place, texts)] = live_changes(run, {}).items()
+    assert texts == ["lr 0.0005 → 0.0001", "clip 0.2 → 0.1", "entropy 0.01 → 0.03"] and steps <= place <= steps + 64
+    assert "\n".join(texts) in [text.get_text() for text in live_curve(made.run_dir).axes[0].texts]
+    assert live_changes(run, {"clip_range": 0.2})[run.steps] == ["clip 0.1 → 0.2"]  # moved after the last update
 
     before = run.steps
     again = panel()  # the same cell, run again or after a disconnect
@@ -257,7 +274,7 @@ def test_never_two_trainers(panel):
 
 
 def test_stop_before_the_first_update(panel):
-    """Stopped while the games are being prepared: saved, and goes on from there."""
+    """Stopped while the games are being prepared: saved, and continues from there."""
     made = panel()
     made.start()
     made.stop()
@@ -270,16 +287,16 @@ def test_stop_before_the_first_update(panel):
 def test_bad_value_is_explained(panel):
     """In words, below the form; start is disabled until it is mended."""
     made = panel()
-    made.form["num_minibatches"].value = 7
-    assert "num_minibatches 7 doesn&#x27;t divide" in made.message.value and 'role="alert"' in made.message.value
+    made.form["num_minibatches"].value = "7"
+    assert "num_minibatches 7 does not divide" in made.message.value and 'role="alert"' in made.message.value
     assert made.start_button.disabled
     made.start()
     assert not made.running
-    made.form["num_minibatches"].value = 4
+    made.form["num_minibatches"].value = "4"
     assert made.message.value == "" and not made.start_button.disabled
-    made.form["gamma"].value = 1.5
-    assert "gamma must be between 0 and 1" in made.message.value
-    made.form["gamma"].value = 0.99
+    made.form["gamma"].value = "1.5"
+    assert "gamma must be at most 1, not 1.5" in made.message.value
+    made.form["gamma"].value = "0.99"
     made.name.value = "../elsewhere"
     assert "it becomes a folder" in made.message.value
 
@@ -288,8 +305,8 @@ def test_a_run_with_other_settings_is_kept(panel):
     """The panel says what differs, and offers another name."""
     made = panel()
     made.run_for(1).wait(PATIENCE)
-    made.form["num_levels"].value = 10
-    assert "num_levels was 50" in made.message.value and made.start_button.disabled
+    made.form["num_levels"].value = "10"
+    assert "num_levels 50 -&gt; 10" in made.message.value and made.start_button.disabled
     made.name.value = "other"
     assert not made.message.value and made.start_button.description == "Start"
     made.run_for(1).wait(PATIENCE)
@@ -297,20 +314,20 @@ def test_a_run_with_other_settings_is_kept(panel):
 
 
 def test_a_committed_run_is_kept(panel, tmp_path):
-    """A run whose policy is there but whose checkpoint isn't can't go on, and must not be overwritten."""
+    """A run whose policy is there but whose checkpoint isn't can't be resumed, and must not be overwritten."""
     made = panel()
     made.run_for(1).wait(PATIENCE)
     for file in made.run_dir.glob("checkpoint*"):
         file.unlink()
     metrics = (made.run_dir / "metrics.csv").read_text()
     again = panel()
-    assert "no checkpoint to go on from" in again.message.value
+    assert "no checkpoint to resume from" in again.message.value
     again.start()
     assert not again.running and (made.run_dir / "metrics.csv").read_text() == metrics
 
 
 def test_a_run_that_died_before_its_first_checkpoint_starts_afresh(panel, tiny):
-    """Nothing is there to go on from, and nothing to lose."""
+    """There is nothing to resume from, and nothing to lose."""
     made = panel()
     made.run_dir.mkdir()
     (made.run_dir / "config.json").write_text(tiny(total_steps=100_000).to_json())
@@ -335,32 +352,105 @@ def test_failure_is_shown(panel, monkeypatch, capsys):
     assert not made.failure
 
 
-def test_interrupt_stops_and_saves(panel, monkeypatch):
-    """The stop button of the notebook, while a cell waits."""
-    made = panel()
+def test_more_steps_continue_a_run(panel):
+    """As on the command line: the length of a run may change, with precision and device as the run recorded them."""
+    made = panel(total_steps=128, precision="auto", device="auto")
     made.start()
-    wait_until(lambda: made.trainer is not None and made.trainer.steps >= 64)
-    join, calls = threading.Thread.join, []
+    made.wait(PATIENCE)
+    recorded = read_config(made.run_dir)
+    assert recorded.precision != "auto" and recorded.device != "auto"
+    made.form["total_steps"].value = "2.56e2"
+    assert not made.message.value and made.start_button.description == "Continue"
+    made.start()
+    made.wait(PATIENCE)
+    assert not made.failure and read_metrics(made.run_dir)["steps"][-1] == 256
+    assert read_config(made.run_dir) == recorded.replace(total_steps=256)
+    made.form["total_steps"].value = "64"  # fewer than it has: only the checkpoint knows
+    made.start()
+    made.wait(PATIENCE)
+    assert "has trained for 256 steps already" in made.message.value
 
-    def interrupted(self, timeout=None):
-        if not calls:
-            calls.append(self)
-            raise KeyboardInterrupt
-        join(self, timeout)
 
-    monkeypatch.setattr(threading.Thread, "join", interrupted)
-    made.wait()
-    assert not made.running and (made.run_dir / "checkpoint.pt").exists()
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [("1e6", 10**6), ("1_000", 1000), (" 2000 ", 2000), ("1e6.5", "whole number"), ("2.5", "whole number, not 2.5"),
+     ("many", "whole number, not"), ("", "whole number"), ("inf", "whole number"), ("nan", "whole number")],
+)  # fmt: skip
+def test_whole_numbers_in_the_form(panel, text, answer):
+    """Any way to write one is accepted; everything else is refused in a sentence."""
+    made = panel()
+    made.form["total_steps"].value = text
+    if isinstance(answer, int):
+        assert made.check().total_steps == answer and not made.message.value
+    else:
+        assert made.check() is None and f"total_steps must be a {answer}" in made.message.value
+
+
+KERNEL_CELLS = (
+    """
+import pathlib, threading, time
+from ppo_lib.config import PPOConfig
+from ppo_lib.course.panel import TrainingPanel
+folder = pathlib.Path("{folder}")
+config = PPOConfig.from_saved_json((folder / "config.json").read_text())
+panel = TrainingPanel(folder / "run", config)
+panel.start()
+while panel.trainer is None or panel.trainer.steps < 64:
+    time.sleep(0.02)
+print("waits")
+panel.wait()
+""",
+    "panel.start(); print(panel.running, panel.start_button.disabled, panel.stop_button.disabled)",
+    "while panel.trainer is None: time.sleep(0.02)\npanel.stop(); panel.wait()\n"
+    "print(panel.running, panel.start_button.disabled, panel.stop_button.disabled, panel.failure,"
+    " sum(hasattr(t, 'panel') for t in threading.enumerate()))",
+)
+
+
+def test_interrupt_start_and_stop_in_a_real_kernel(tiny, tmp_path):
+    """Interrupting the waiting cell stops and saves; a start at once trains on; a stop then ends it."""
+    from jupyter_client.manager import start_new_kernel
+
+    (tmp_path / "config.json").write_text(tiny(total_steps=100_000).to_json())
+    manager, client = start_new_kernel(cwd=str(ROOT))
+
+    def run(code: str, interrupt: bool = False) -> tuple[str, str]:
+        """Run a cell (and interrupt it at its first print) -> what it printed, and the name of its error."""
+        request, printed, error = client.execute(code), "", ""
+        while True:
+            message = client.get_iopub_msg(timeout=PATIENCE)
+            if message["parent_header"].get("msg_id") != request:
+                continue
+            if message["msg_type"] == "stream":
+                printed += message["content"]["text"]
+                if interrupt:
+                    time.sleep(0.3)
+                    manager.interrupt_kernel()
+                    interrupt = False
+            elif message["msg_type"] == "error":
+                error = message["content"]["ename"]
+            elif message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
+                return printed.strip(), error
+
+    try:
+        assert run(KERNEL_CELLS[0].format(folder=tmp_path), interrupt=True) == ("waits", "KeyboardInterrupt")
+        saved = (tmp_path / "run" / "checkpoint.pt").stat().st_mtime_ns
+        assert run(KERNEL_CELLS[1]) == ("True True False", "")
+        assert run(KERNEL_CELLS[2]) == ("False False True  0", "")
+        assert (tmp_path / "run" / "checkpoint.pt").stat().st_mtime_ns > saved
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
 
 
 def test_a_kernel_that_ends_saves_first(tiny, tmp_path):
-    """A restart of the kernel, or the end of Python: the run can go on."""
+    """A restart of the kernel, or the end of Python: the run can be continued."""
     (tmp_path / "config.json").write_text(tiny(total_steps=100_000).to_json())
     code = (
         "import pathlib, sys, time\n"
         "from ppo_lib.config import PPOConfig\n"
-        "from ppo_lib.course.widgets import TrainingPanel\n"
-        "folder = pathlib.Path(sys.argv[1]); config = PPOConfig.from_json((folder / 'config.json').read_text())\n"
+        "from ppo_lib.course.panel import TrainingPanel\n"
+        "folder = pathlib.Path(sys.argv[1]); config = PPOConfig.from_saved_json((folder / 'config.json').read_text())\n"
         "panel = TrainingPanel(folder / 'run', config); panel.start()\n"
         "while panel.trainer is None or panel.trainer.steps < 64: time.sleep(0.02)\n"
         "panel.trainer.pause()\n"
@@ -378,7 +468,7 @@ def test_annealed_learning_rate_has_no_slider(panel):
     made.stop()
     made.wait(PATIENCE)
     run = load_run(made.run_dir)
-    assert live_curve.mark_changes(live_curve.live_curve(made.run_dir).axes[0], run, {}) == []
+    assert not live_changes(run, {})
 
 
 def test_status_names_units(panel):
