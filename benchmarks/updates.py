@@ -3,103 +3,82 @@
     python benchmarks/updates.py results/protocol-2m
 
 writes updates.md and updates.png into the folder, from the runs' metrics.csv and from single updates that the
-published runs logged (results/reference). Each update logs a figure: these are far less noisy than returns.
+published runs logged (results/reference). These metrics are far less noisy than returns.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from ppo_lib import plots
 from ppo_lib.config import UserError
-from ppo_lib.drawing import GREY, STEPS, figure_png, label_axes, legend_above, new_figure, run_color, running_mean
 from ppo_lib.runs import Run, load_runs
 from ppo_lib.study import published
-from ppo_lib.study.experiments import group_experiments
+from ppo_lib.study.groups import common_metric, group_experiments
+from ppo_lib.study.table import markdown_table
 
-FIGURES = {
+METRICS = {
     "approx_kl": "KL divergence from the policy that acted",
-    "clip_fraction": "share of samples whose ratio is clipped",
+    "clip_fraction": "fraction of samples whose ratio is clipped",
     "policy_loss": "policy loss",
 }
+NOTE = """Single updates, at the end of which the games had been played for so many steps; means over an update's
+minibatches; of several runs their mean, and each in brackets. In the figure, means over 9 updates.
+The estimators of the KL divergence differ: ours is the mean of r - 1 - log r, with r the ratio of the new to the old
+probability; the published runs (openai/baselines) logged half the mean of (log r)². They agree for small updates.
+"""
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="the folder of a sweep")
-    args = parser.parse_args(arguments)
-    try:
-        groups = load_groups(args.folder)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    theirs = published.read_diagnostics(args.folder.resolve().parent, FIGURES)
-    (args.folder / "updates.md").write_text(page(groups, theirs, f"python benchmarks/updates.py {args.folder}"))
-    (args.folder / "updates.png").write_bytes(figure_png(draw(groups, theirs), dpi=130))
-    print(f"Written: {args.folder / 'updates.md'}")
-    return 0
-
-
-def load_groups(folder: Path) -> dict[str, list[Run]]:
-    """Label -> the runs of an experiment of the published protocol on 200 levels. Raises UserError if there is none."""
+def main(folder: Path) -> None:
+    """Write the tables and the figure. Raises UserError if no run follows the published protocol on 200 levels."""
+    results = folder.resolve().parent
     runs = load_runs(sorted(path.parent for path in folder.glob("*/metrics.csv")))
-    alike = [run for run in runs if published.curves([run], folder.resolve().parent)]
-    if not alike:
+    groups = group_experiments(run for run in runs if published.curves([run], results))
+    if not groups:
         raise UserError(f"{folder} has no run of the published protocol on 200 levels (--preset paper).")
-    return group_experiments(alike)
+    theirs = published.read_diagnostics(results, METRICS)
+    (folder / "updates.md").write_text(f"{page(groups, theirs)}Made by `python benchmarks/updates.py {folder}`.\n")
+    (folder / "updates.png").write_bytes(plots.figure_png(draw(groups, theirs), dpi=130))
+    print(f"Written: {folder / 'updates.md'}")
 
 
-def logged(run: Run, name: str, steps: int) -> float:
-    """The figure of the update that ended at a number of steps; nan where the run has none."""
-    at = run.metrics["steps"] == steps
-    return float(run.metrics[name][at][0]) if at.any() else float("nan")
-
-
-def page(groups: dict[str, list[Run]], theirs: published.Diagnostics, command: str) -> str:
+def page(groups: dict[str, list[Run]], theirs: published.Diagnostics) -> str:
     """The tables, in Markdown: means over runs, of several runs each in brackets."""
-    lines = ["# How far an update moves the policy", "", "![the same over all updates](updates.png)", ""]
-    for name, meaning in FIGURES.items():
-        steps = sorted(theirs[name])
-        lines += [f"`{name}`: {meaning}", ""]
-        lines += ["| | " + " | ".join(f"{step:,}" for step in steps) + " |", "|---" * (1 + len(steps)) + "|"]
-        rows = {"published": [theirs[name][step] for step in steps]}
-        rows |= {label: [[logged(run, name, s) for run in group] for s in steps] for label, group in groups.items()}
-        lines += [f"| {label} | {' | '.join(map(_cell, values))} |" for label, values in rows.items()]
-        lines.append("")
-    lines.append(
-        "Single updates, at the end of which the games had been played for so many steps; means over an update's"
-    )
-    lines.append("minibatches; of several runs their mean, and each in brackets. In the figure, means over 9 updates.")
-    lines.append(f"Made by `{command}`.")
-    return "\n".join(lines) + "\n"
+    parts = ["# How far an update moves the policy", "![the same over all updates](updates.png)"]
+    for name, meaning in METRICS.items():
+        rows = [["published", *map(_cell, theirs[name].values())]]
+        for label, group in groups.items():
+            at, values = common_metric(group, name)
+            rows.append([label, *(_cell(values[:, at == step].ravel()) for step in theirs[name])])
+        parts += [f"`{name}`: {meaning}", markdown_table(["", *(f"{step:,}" for step in theirs[name])], rows)]
+    return "\n\n".join([*parts, NOTE])
 
 
-def _cell(values: list[float]) -> str:
-    if np.isnan(values).any():
+def _cell(values: np.ndarray | list[float]) -> str:
+    if not len(values) or np.isnan(values).any():
         return "-"
-    digits = [f"{value:.4f}" for value in values]
-    return f"{np.mean(values):.4f} ({', '.join(digits)})" if len(values) > 1 else digits[0]
+    return f"{np.mean(values):.4f}" + (f" ({', '.join(f'{v:.4f}' for v in values)})" if len(values) > 1 else "")
 
 
 def draw(groups: dict[str, list[Run]], theirs: published.Diagnostics) -> Figure:
-    """Each figure over the steps: experiments as means over runs and 9 updates, published updates as diamonds."""
-    figure, axes = new_figure(1, len(FIGURES), height=3.4)
+    """Each metric over the steps: experiments as means over runs and 9 updates, published updates as diamonds."""
+    figure, axes = plots.new_figure(1, len(METRICS), height=3.4)
     figure.set_figwidth(11)
-    for axis, (name, meaning) in zip(axes, FIGURES.items(), strict=True):
+    for axis, (name, meaning) in zip(axes, METRICS.items(), strict=True):
         for index, (label, group) in enumerate(groups.items()):
-            length = min(len(run.metrics["steps"]) for run in group)
-            curves = [running_mean(run.metrics[name][:length], 9) for run in group]
-            axis.plot(group[0].metrics["steps"][:length], np.mean(curves, axis=0), color=run_color(index), label=label)
+            steps, values = common_metric(group, name)
+            smooth = np.mean([plots.running_mean(curve, 9) for curve in values], axis=0)
+            axis.plot(steps, smooth, color=plots.run_color(index), label=label)
         points = [(step, value) for step, values in theirs[name].items() for value in values]
-        axis.plot(*zip(*points, strict=True), "D", ms=4, mfc="none", color=GREY, label="published, single updates")
-        label_axes(axis, STEPS, meaning, size=8.5)
-    legend_above(figure, axes[0].get_legend_handles_labels()[0])
+        axis.plot(*zip(*points, strict=True), "D", ms=4, mfc="none", color=plots.GREY, label="published updates")
+        plots.label_axes(axis, plots.STEPS, meaning, size=8.5)
+    plots.legend_above(figure, axes[0].get_legend_handles_labels()[0])
     return figure
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(Path(sys.argv[1]))

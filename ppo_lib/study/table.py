@@ -23,9 +23,9 @@ from ppo_lib.study.groups import experiments, seconds_at, summarize_experiment
 
 LOG = "log.txt"  # in a run's folder: what its process in a sweep printed
 NOTE = (
-    "Mean return of complete episodes in the last evaluation that all seeds of a row have, with 95% bootstrap intervals "
-    "over seeds first, where there are several, and over their episodes second. gap = train minus unseen. episodes: of "
-    "each split, over all seeds. seconds: training time of one run, without evaluations."
+    "Mean return of complete episodes in the last evaluation that all seeds of a row have, with 95% bootstrap "
+    "intervals over seeds first, where there are several, and over their episodes second. gap = train minus unseen. "
+    "episodes: of each split, over all seeds. seconds: training time of one run, without evaluations."
 )
 Row = dict[str, object]
 
@@ -67,9 +67,10 @@ def table(runs: Sequence[Run]) -> list[Row]:
     machine ("" if not known).
     """
     groups = experiments(runs)
-    changes = [changed_settings(groups[0][0].config, group[0].config) for group in groups]
+    changes = (changed_settings(one[0].config, other[0].config) for one in groups for other in groups)
     fields = dict.fromkeys(name for group in groups for name in group[0].config.to_dict())
-    varied = [name for name in fields if name in {"num_levels"}.union(*changes) - {"seed"}]
+    counts = {"num_levels"}.union(*changes) - {"seed"}
+    varied = [name for name in fields if name in counts]
     rows = []
     for group in groups:
         summary = summarize_experiment(group)
