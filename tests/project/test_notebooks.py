@@ -1,6 +1,6 @@
-"""The notebooks: their form as committed, and that each runs from top to bottom.
+"""The notebooks: their committed form, and that each runs from top to bottom.
 
-The run is in smoke mode, in a copy of the project, two notebooks at a time; together they may take six minutes.
+They run in smoke mode, in a copy of the project, two at a time; together they may take six minutes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import notebooks as tool
-from ppo_lib.drawing import new_figure, run_color
+from ppo_lib.plots import new_figure, run_color
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = (
@@ -65,7 +65,7 @@ def text(notebook) -> str:
 
 
 def test_there_are_six_and_no_more():
-    """The folder holds what the README lists."""
+    """The folder contains the notebooks that the README lists."""
     assert tool.notebooks() == PATHS
 
 
@@ -90,7 +90,7 @@ def test_outputs_are_of_a_whole_run(notebook):
 
 
 def test_first_cells(path, notebook):
-    """Title, badge, what is learned, how long it takes; then the bootstrap cell, the same everywhere."""
+    """Title, badge, learning goals, duration; then the bootstrap cell, the same everywhere."""
     first = notebook.cells[0].source
     assert first.startswith("# ") and badges.badge(path.name, badges.repository()) in first
     tagged = [cell for cell in notebook.cells if "bootstrap" in cell.metadata.get("tags", ())]
@@ -109,7 +109,7 @@ def test_cells_are_short(notebook):
 
 
 def test_rhythm(path, notebook):
-    """Questions before cells, checks in cells, a closing with three folded answers, and the way on."""
+    """Questions before cells, checks in cells, a closing with three folded answers, and a link to the next notebook."""
     prose = text(notebook)
     assert prose.count("Predict first") >= 3
     assert "What it shows" in prose and "What you should have seen" in prose
@@ -122,7 +122,7 @@ def test_rhythm(path, notebook):
 
 
 def test_links_resolve(path, notebook):
-    """Relative links lead to files of the project, and Colab links to its notebooks."""
+    """Relative links point to files of the project, and Colab links to its notebooks."""
     for target in re.findall(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"", text(notebook)):
         link = next(filter(None, target))
         if colab := re.fullmatch(r"https://colab\.research\.google\.com/github/[^/]+/[^/]+/blob/main/(.+)", link):
@@ -131,8 +131,8 @@ def test_links_resolve(path, notebook):
             assert (path.parent / unquote(link.split("#")[0])).exists(), link
 
 
-def test_nothing_that_only_one_world_has(notebook):
-    """What Colab's ipywidgets 7.7 or plain Jupyter lack isn't used."""
+def test_runs_in_colab_and_jupyter(notebook):
+    """Nothing is used that Colab's ipywidgets 7.7 or plain Jupyter lack."""
     code = "\n".join(sources(notebook, "code"))
     for word in (
         "Tab(titles",
@@ -149,7 +149,7 @@ def test_nothing_that_only_one_world_has(notebook):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, tuple[str, str]]:
-    """Run all notebooks in a copy of the project: name -> (what went wrong, figures without axis names)."""
+    """Run all notebooks in a copy of the project: name -> (problem, figures without axis names)."""
     folder = tmp_path_factory.mktemp("notebooks")
     project = tool.copy_project(folder / "project")
     startup = folder / "ipython" / "profile_default" / "startup"
@@ -176,7 +176,7 @@ def runs(tmp_path_factory) -> dict[str, tuple[str, str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_from_top_to_bottom(runs, name):
-    """Every cell, in smoke mode, in a fresh kernel; and what it draws has named axes."""
+    """Every cell runs, in smoke mode, in a fresh kernel; the axes of its figures have names."""
     problem, figures = runs[name]
     assert not problem, problem
     assert not figures, f"figures with numbers on an axis that has no name:\n{figures}"
@@ -189,7 +189,7 @@ def test_all_run_in_time(runs):
 
 
 def test_audit_sees_unnamed_axes():
-    """The check of axis names itself."""
+    """The check of axis names itself works."""
     figure = Figure()
     left, right = figure.subplots(1, 2)
     left.plot([1, 2])
@@ -207,7 +207,7 @@ def test_audit_sees_unnamed_axes():
 
 
 def test_tool_leaves_a_failing_notebook_as_it_was(tmp_path):
-    """Nothing is written, and the cell is named."""
+    """Nothing is written, and the error is named."""
     cells = [nbformat.v4.new_code_cell("1 / 0")]
     path = tmp_path / "01_bad.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
@@ -217,7 +217,7 @@ def test_tool_leaves_a_failing_notebook_as_it_was(tmp_path):
 
 
 def test_tool_writes_outputs_without_times_and_widget_state(tmp_path):
-    """Fresh outputs and counts; PPO_SMOKE as asked for."""
+    """Outputs and counts are new; PPO_SMOKE is set as requested."""
     code = "import ipywidgets, os; display(ipywidgets.IntSlider()); print(os.environ['PPO_SMOKE'])"
     cell = nbformat.v4.new_code_cell(code, execution_count=7, metadata={"execution": {"iopub.status.busy": "x"}})
     path = tmp_path / "01_good.ipynb"
@@ -229,7 +229,7 @@ def test_tool_writes_outputs_without_times_and_widget_state(tmp_path):
 
 
 def test_tool_stores_figures_lightly(tmp_path):
-    """Each figure in a third of the room; hardly a pixel of it changes by more than the eye sees."""
+    """Each figure takes less than half of the space; less than 1% of its pixels change visibly."""
     buffer = io.BytesIO()
     figure, [axis] = new_figure(1, 1)
     for i in range(6):
@@ -248,19 +248,19 @@ def test_tool_stores_figures_lightly(tmp_path):
 
 
 def test_readme_shows_each_notebook_and_the_agent(path, notebook):
-    """A row with its link, badge and picture; the picture's cell; a film under 1 MB. `make pictures` makes both."""
+    """A row with its link, badge and picture, which `make pictures` can make; a video under 1 MB."""
     readme = (ROOT / "README.md").read_text()
     [row] = [line for line in readme.splitlines() if f"](notebooks/{path.name})" in line]
     assert badges.badge(path.name, badges.repository()) in row
     assert f"notebooks/pictures/{path.name[:2]}.png" in row
     picture = Image.open(io.BytesIO(pictures.picture(path)))
     assert Image.open(ROOT / "notebooks" / "pictures" / f"{path.name[:2]}.png").size == picture.size
-    [film] = re.findall(r"\((videos/.+\.webp)\)", readme)
-    assert (ROOT / film).stat().st_size < 1_000_000
+    [video] = re.findall(r"\((videos/.+\.webp)\)", readme)
+    assert (ROOT / video).stat().st_size < 1_000_000
 
 
 def test_a_notebook_without_a_picture_is_named(monkeypatch, tmp_path, capsys):
-    """And nothing is written over."""
+    """No picture is written."""
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), tmp_path / "01_bare.ipynb")
     monkeypatch.setattr(pictures.notebooks, "notebooks", lambda: [tmp_path / "01_bare.ipynb"])
     monkeypatch.setattr(pictures, "FOLDER", tmp_path / "pictures")
