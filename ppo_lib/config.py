@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import json
 import math
@@ -16,7 +15,7 @@ import re
 import typing
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, make_dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -31,8 +30,6 @@ GAMES = (
 DISTRIBUTION_MODES = ("easy", "hard", "extreme", "memory")
 LEVEL_LIMIT = 2**31 - 1  # Procgen draws level seeds below this number
 UNSEEN_RESERVE = 2**24  # levels at the top that "unlimited" training (num_levels=0) never plays
-
-
 # What the code did before a field existed: the value of that field in older config.json and checkpoint files.
 ABSENT: dict[str, object] = {"encoder_init": "orthogonal", "algorithm": "ppo"}
 
@@ -93,9 +90,8 @@ class PPOConfig:
     checkpoint_interval: int = 100_000  # steps between checkpoints (the end of a run always saves one)
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            kind = field_types(type(self))[field.name]
-            object.__setattr__(self, field.name, _coerce(field.name, kind, getattr(self, field.name)))
+        for name, kind in field_types(type(self)).items():
+            object.__setattr__(self, name, _coerce(name, kind, getattr(self, name)))
         _check(self)
 
     @property
@@ -137,7 +133,7 @@ class PPOConfig:
 
     def to_dict(self) -> dict[str, object]:
         """Field names and values, ready for JSON."""
-        return dataclasses.asdict(self)
+        return asdict(self)
 
     def to_json(self) -> str:
         """The config as indented JSON, one field per line."""
@@ -162,9 +158,8 @@ class PPOConfig:
         known = field_types(cls)
         if lost := [name for name in known if name not in values and name not in ABSENT]:
             raise ConfigError(f"The saved config lacks {', '.join(lost)}: restore the file.")
-        extra = [(name, type(value), value) for name, value in values.items() if name not in known]
-        if extra:
-            cls = dataclasses.make_dataclass(cls.__name__, extra, bases=(cls,), frozen=True)
+        if extra := [(name, type(value), value) for name, value in values.items() if name not in known]:
+            cls = make_dataclass(cls.__name__, extra, bases=(cls,), frozen=True)
         return cls(**{**{name: ABSENT[name] for name in known if name in ABSENT}, **values})
 
     @classmethod
@@ -183,7 +178,7 @@ class PPOConfig:
 def field_types(cls: type[PPOConfig]) -> dict[str, type]:
     """Field name -> type, of PPOConfig or a subclass, in order."""
     hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    return {field.name: hints[field.name] for field in fields(cls)}
 
 
 # What each preset changes. `quick` is the dataclass as it stands.
@@ -241,18 +236,19 @@ def _coerce(name: str, kind: type, value: object) -> object:
     return value
 
 
-_ONE_OR_MORE = (1, LEVEL_LIMIT)
-_FRACTION = (0, 1)
 _TINY = math.ulp(0.0)  # the least number above 0
-# Field -> its lowest and highest value.
-_RANGES: dict[str, tuple[float, float]] = {
-    "num_levels": (0, LEVEL_LIMIT - 1), "start_level": (0, LEVEL_LIMIT - 1), "seed": (0, LEVEL_LIMIT - 1),
-    "num_envs": (1, 2**16), "num_steps": (1, 2**16), "total_steps": (1, 10**15), "num_epochs": _ONE_OR_MORE,
-    "num_minibatches": _ONE_OR_MORE, "learning_rate": (_TINY, 1), "gamma": _FRACTION, "gae_lambda": _FRACTION,
-    "clip_range": (_TINY, 1 - 1e-9), "value_coef": (0, 1e6), "entropy_coef": (0, 1e6), "max_grad_norm": (_TINY, 1e9),
-    "reward_gamma": _FRACTION, "sequence_length": _ONE_OR_MORE, "width_scale": _ONE_OR_MORE,
-    "eval_interval": (-1, 10**15), "eval_episodes": _ONE_OR_MORE, "checkpoint_interval": (1, 10**15),
-}  # fmt: skip
+_RANGES: dict[str, tuple[float, float]] = {  # field -> lowest and highest value
+    **dict.fromkeys(("num_levels", "start_level", "seed"), (0, LEVEL_LIMIT - 1)),
+    **dict.fromkeys(("num_envs", "num_steps", "num_epochs", "num_minibatches"), (1, 2**16)),
+    **dict.fromkeys(("sequence_length", "width_scale", "eval_episodes"), (1, 2**16)),
+    **dict.fromkeys(("total_steps", "checkpoint_interval"), (1, 10**15)),
+    **dict.fromkeys(("gamma", "gae_lambda", "reward_gamma"), (0, 1)),
+    **dict.fromkeys(("value_coef", "entropy_coef"), (0, 1e6)),
+    "eval_interval": (-1, 10**15),
+    "learning_rate": (_TINY, 1),
+    "clip_range": (_TINY, 0.999),
+    "max_grad_norm": (_TINY, 1e9),
+}
 _CHOICES = {
     "env_name": GAMES,
     "distribution_mode": DISTRIBUTION_MODES,
@@ -273,8 +269,7 @@ def _check(c: PPOConfig) -> None:
         need(value in choices, f"There is no {name} '{value}'{suggest(value, choices)}")
     for name, (low, high) in _RANGES.items():
         value, above = getattr(c, name), "above 0" if low == _TINY else f"at least {low:,}"
-        need(value >= low, f"{name} must be {above}, not {value}.")
-        need(value <= high, f"{name} must be {'below 1' if 0 < 1 - high < 1e-6 else f'at most {high:,}'}, not {value}.")
+        need(low <= value <= high, f"{name} must be {above} and at most {high:,}, not {value}.")
     unseen = c.start_level + c.num_levels < LEVEL_LIMIT
     need(unseen, f"start_level + num_levels must stay below {LEVEL_LIMIT}, so that unseen levels remain.")
     if c.num_levels == 0:

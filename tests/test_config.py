@@ -71,7 +71,7 @@ def test_unlimited_training_leaves_levels_unseen():
         ({"gamma": float("nan")}, "at least 0"),
         ({"learning_rate": 0}, "above 0"),
         ({"learning_rate": float("inf")}, "at most 1"),
-        ({"clip_range": 1.0}, "below 1"),
+        ({"clip_range": 1.0}, "at most 0.999"),
         ({"entropy_coef": -0.1}, "at least 0"),
         ({"max_grad_norm": 0}, "above 0"),
         ({"num_envs": 0}, "at least 1"),
