@@ -23,6 +23,7 @@ from ppo_lib.policy import ActorCritic, sample_actions, sampling_noise
 from ppo_lib.storage import Batch, RolloutStorage
 
 Metrics = dict[str, Tensor]
+FINITE = ("policy_loss", "value_loss", "entropy", "approx_kl", "grad_norm")  # otherwise training has diverged
 
 
 class DivergedError(UserError):
@@ -118,8 +119,6 @@ class PPO:
             self.device.type, enabled=getattr(policy, "autocast_dtype", None) == torch.float16
         )
 
-    # --- acting ----------------------------------------------------------------------------------------------------
-
     @torch.no_grad()
     def act(self, obs: Tensor, state: Tensor, episode_start: Tensor) -> Action:
         """Sample an action per environment. obs uint8 [N, H, W, C], state [N, S], episode_start bool [N].
@@ -139,8 +138,6 @@ class PPO:
     def value(self, obs: Tensor, state: Tensor, episode_start: Tensor) -> Tensor:
         """Values [N] of observations. The caller's state does not advance. Shapes as in act."""
         return self.policy(obs, state, episode_start)[1]
-
-    # --- learning --------------------------------------------------------------------------------------------------
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The loss of a (micro-)batch (scalar) and metrics (scalars). Override it for another objective."""
@@ -169,7 +166,11 @@ class PPO:
         metrics = dict(zip(rows[0], means, strict=True))
         grad_norm = metrics.pop("grad_norm")
         metrics |= {"explained_variance": explained, "grad_norm": grad_norm}
-        _check_finite(metrics)
+        if bad := [name for name in FINITE if name in metrics and not math.isfinite(metrics[name])]:
+            raise DivergedError(
+                f"Training diverged: {', '.join(bad)} became {metrics[bad[0]]}. The last checkpoint is kept; "
+                "start a new run with a lower --learning-rate or --max-grad-norm, or with --precision float32."
+            )
         return metrics | self.after_update(storage)
 
     def _gradient_step(self, batch: Batch) -> Metrics:
@@ -199,15 +200,11 @@ class PPO:
                 total[name] = total.get(name, 0) + share * value.detach()
         return total
 
-    def normalize_advantage(self, advantage: Tensor) -> Tensor:
-        """Advantages of a minibatch with zero mean and unit standard deviation, same shape."""
-        return normalize_advantage(advantage)
+    normalize_advantage = staticmethod(normalize_advantage)
 
     def explained_variance(self, storage: RolloutStorage) -> Tensor:
         """How much of the rollout's returns the values predicted, scalar."""
         return explained_variance(storage.value, storage.return_)
-
-    # --- saving ----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, object]:
         """All that learning depends on: weights, Adam's moments, generators, loss scale, live settings."""
@@ -237,13 +234,3 @@ class PPO:
         self.learning_rate = state["learning_rate"]
         self.coefficients.clip_range = state["clip_range"]
         self.coefficients.entropy_coef = state["entropy_coef"]
-
-
-def _check_finite(metrics: dict[str, float]) -> None:
-    checked = ("policy_loss", "value_loss", "entropy", "approx_kl", "grad_norm")
-    bad = [name for name in checked if name in metrics and not math.isfinite(metrics[name])]
-    if bad:
-        raise DivergedError(
-            f"Training diverged: {', '.join(bad)} became {metrics[bad[0]]}. The last checkpoint is kept; "
-            "start a new run with a lower --learning-rate or --max-grad-norm, or with --precision float32."
-        )

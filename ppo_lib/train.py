@@ -105,8 +105,6 @@ class Trainer:
         """The network being trained."""
         return self.ppo.policy
 
-    # --- the algorithm ---------------------------------------------------------------------------------------------
-
     def train(self, on_update: Callable[[dict[str, float]], None] | None = None) -> bool:
         """Run until total_steps. on_update gets each update's metrics. Returns False if stopped before the end.
 
@@ -171,8 +169,6 @@ class Trainer:
         self.logger.update(metrics)
         return metrics
 
-    # --- evaluating and saving -------------------------------------------------------------------------------------
-
     def _passed(self, interval: int) -> bool:
         """Whether the last update crossed a multiple of `interval` steps (0: the end of the run; -1: never)."""
         if interval < 0 or not self.steps:
@@ -233,8 +229,6 @@ class Trainer:
         self.ppo.load_state_dict(state["ppo"])
         self.collector.load_state_dict(state)
 
-    # --- control from outside --------------------------------------------------------------------------------------
-
     def stop(self) -> None:
         """Ask a running train() to save and return, from any thread; it does so within a step."""
         self._stop.set()
@@ -267,8 +261,6 @@ class Trainer:
             self._paused_seconds += time.perf_counter() - begin
         if self._stop.is_set():
             raise Stopped
-
-    # --- parts that a subclass may build otherwise (accel/distributed.py) ------------------------------------------
 
     _on_signal: Callable[[], None] | None = None  # None: Ctrl-C and SIGTERM raise KeyboardInterrupt
 
