@@ -1,10 +1,11 @@
 """One contender of the comparison, in a process of its own: trains on StarPilot and prints one line of JSON.
 
-- ppo_lib: as `python -m ppo_lib train` does it, device and precision chosen automatically.
-- textbook: the same program in float32, NCHW, one game step after the other, whole minibatches, plain malloc.
+- ppo_lib: as `python -m ppo_lib train` does it, with the precision of `--precision`.
+- textbook: the same program in float32, NCHW, one game step after the other, whole minibatches, default malloc.
 - sb3: Stable-Baselines3's PPO with its own storage, loop and optimiser; only network, games and sizes are given.
-The last two run the network by torch's layers.
-All play 64 environments x 256 steps with 3 epochs of 8 minibatches, feed-forward, `paper` settings.
+
+The last two run the network with torch's layers. All play 64 environments x 256 steps with 3 epochs of 8 minibatches,
+with the settings of the preset `paper`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ppo_lib.accel import hardware as speed
+from ppo_lib.accel import hardware
 from ppo_lib.accel.bench import peak_memory_gb
 from ppo_lib.config import PPOConfig, preset
 from ppo_lib.envs import make_env
@@ -26,17 +27,17 @@ from ppo_lib.train import Trainer
 
 
 def train_with_ppo_lib(config: PPOConfig, updates: int, textbook: bool) -> float:
-    """Seconds that the last `updates` updates took, after one to warm up."""
+    """Seconds that `updates` updates took, after one to warm up."""
     if textbook:
-        speed.prepare_memory = lambda: None
-        speed.CPU_MICRO_BATCH = config.minibatch_size
+        hardware.prepare_memory = lambda: None
+        hardware.attach = lambda *_: ""
+        hardware.CPU_MICRO_BATCH = config.minibatch_size
         config = config.replace(precision="float32")
     config = config.replace(total_steps=config.batch_size * (updates + 1), eval_interval=-1)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, Path(folder) / "run", overlap=not textbook, progress=False)
         if textbook:
             trainer.policy.to(memory_format=torch.contiguous_format)
-            trainer.policy.encoder.by_torch()
             trainer.policy.encoder.blocks.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
         stamps = []
         trainer.train(lambda _: stamps.append(time.perf_counter()))
@@ -45,7 +46,7 @@ def train_with_ppo_lib(config: PPOConfig, updates: int, textbook: bool) -> float
 
 
 def train_with_sb3(config: PPOConfig, updates: int) -> float:
-    """The same for Stable-Baselines3: rollout and update, timed from the second rollout's start."""
+    """Seconds that `updates` rollouts and updates of Stable-Baselines3 took."""
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -91,21 +92,17 @@ def train_with_sb3(config: PPOConfig, updates: int) -> float:
 
         def __init__(self, space: object) -> None:
             super().__init__(space, FEATURES)
-            encoder = ImpalaEncoder().by_torch().to(memory_format=torch.contiguous_format)
+            encoder = ImpalaEncoder().to(memory_format=torch.contiguous_format)
             self.blocks, self.linear = encoder.blocks, encoder.linear
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.linear(self.blocks(x).relu().flatten(1)).relu()
 
-    class Stamps(BaseCallback):
-        """When each rollout began."""
+    class Stamp(BaseCallback):
+        """When the first rollout began."""
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.times: list[float] = []
-
-        def _on_rollout_start(self) -> None:
-            self.times.append(time.perf_counter())
+        def _on_training_start(self) -> None:
+            self.start = time.perf_counter()
 
         def _on_step(self) -> bool:
             return True
@@ -117,13 +114,14 @@ def train_with_sb3(config: PPOConfig, updates: int) -> float:
         ent_coef=config.entropy_coef, vf_coef=config.value_coef, max_grad_norm=config.max_grad_norm,
         policy_kwargs={"features_extractor_class": Extractor, "net_arch": []}, device="auto",
     )  # fmt: skip
-    stamps = Stamps()
-    # one update costs minutes: the first is timed too, SB3 has nothing to warm up
-    agent.learn(updates * config.batch_size, callback=stamps)
-    return time.perf_counter() - stamps.times[0]
+    stamp = Stamp()
+    # one update costs minutes: the first is timed, too, since SB3 has nothing to warm up
+    agent.learn(updates * config.batch_size, callback=stamp)
+    return time.perf_counter() - stamp.start
 
 
 def main() -> None:
+    """Run the contender that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=("ppo_lib", "textbook", "sb3"))
     parser.add_argument("--updates", type=int, default=1)
@@ -136,8 +134,7 @@ def main() -> None:
     else:
         seconds = train_with_ppo_lib(config, options.updates, textbook=options.name == "textbook")
     rate = options.updates * config.batch_size / seconds
-    memory = peak_memory_gb(speed.configure(config, "float32").device)
-    print(json.dumps({"name": options.name, "steps_per_second": rate, "peak_memory_gb": memory}))
+    print(json.dumps({"name": options.name, "steps_per_second": rate, "peak_memory_gb": peak_memory_gb()}))
 
 
 if __name__ == "__main__":
