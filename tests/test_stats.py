@@ -1,4 +1,4 @@
-"""Averages, intervals that cover what they claim, the gap, published constants."""
+"""Averages, intervals that cover what they claim, differences, published constants."""
 
 from __future__ import annotations
 
@@ -91,6 +91,33 @@ def test_runs_of_unequal_size_count_alike() -> None:
     assert (summary.episodes, summary.runs) == (1010, 2)
 
 
+def test_the_interquartile_mean_is_over_the_scores_of_runs() -> None:
+    """Agarwal et al. 2021: of the scores 1, 2, 3, 6 and 40 of five runs one is dropped at each end: (2 + 3 + 6) / 3."""
+    runs = [np.array([0.0, 1, 2]), np.array([0.0, 0, 6]), np.array([3.0]), np.array([1.0, 11]), np.array([40.0, 40])]
+    summary = stats.summarize(runs)
+    assert summary.iqm.value == pytest.approx(11 / 3) and summary.mean.value == pytest.approx(52 / 5)
+    assert 1 <= summary.iqm.low < summary.iqm.value < summary.iqm.high <= 40
+    # of three runs none can be dropped: the mean, not the mean of what a quarter of each run's episodes would leave
+    few = stats.summarize([np.array([0.0, 1, 2, 9]), np.array([0.0, 0, 0, 8]), np.array([1.0, 1, 1, 1])])
+    assert few.iqm == few.mean and few.iqm.value == pytest.approx(2)
+
+
+def test_pairs_are_resampled_together() -> None:
+    """What both owe to a level cancels: the interval is that of the differences, and the value stays."""
+    rng = np.random.default_rng(4)
+    level = rng.normal(10, 5, 200)
+    first, second = level + rng.normal(1, 1, 200), level + rng.normal(0, 1, 200)
+    paired, apart = stats.difference(first, second, [True]), stats.difference(first, second)
+    assert paired.value == pytest.approx(apart.value) == pytest.approx((first - second).mean())
+    assert (paired.low, paired.high) == pytest.approx(stats.bootstrap_ci(first - second), abs=0.02)
+    assert paired.high - paired.low < 0.3 * (apart.high - apart.low)
+    other = rng.normal(10, 5, 50)  # a second seed, whose two runs played different levels
+    mixed = stats.difference([first, other[:30]], [second, other[30:]], [True, False])
+    assert mixed.value == pytest.approx(((first - second).mean() + other[:30].mean() - other[30:].mean()) / 2)
+    assert mixed.low < mixed.value < mixed.high
+    assert np.isnan(stats.difference([3.0], [1.0], [True]).low)
+
+
 def test_gap() -> None:
     rng = np.random.default_rng(3)
     train, unseen = rng.normal(10, 2, 300), rng.normal(8, 2, 300)
@@ -102,7 +129,7 @@ def test_gap() -> None:
     offsets = (0, 20, 40)
     paired = stats.generalization_gap([train + o for o in offsets], [unseen + o for o in offsets])
     assert paired.high - paired.low < 1.0
-    with pytest.raises(UserError, match="both splits"):
+    with pytest.raises(UserError, match="both sides"):
         stats.generalization_gap([train, train], [unseen])
 
 

@@ -38,10 +38,12 @@ def curves(runs: Iterable[Run], results: Path) -> Curves | None:
 def read_curves(path: str | Path) -> Curves:
     """Published curves from a CSV. Raises UserError if the file holds none."""
     points: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    columns = ("split", "run", "timesteps", "mean_episode_return")
-    for split, run, *point in read_rows(Path(path), columns, lambda row: [row[c] for c in columns]):
-        of_run = points.setdefault({"test": "unseen"}.get(split, split), {}).setdefault(run, [])
-        of_run.append((float(point[0]), float(point[1])))
+
+    def add(row: dict[str, str]) -> None:
+        of_split = points.setdefault({"test": "unseen"}.get(row["split"], row["split"]), {})
+        of_split.setdefault(row["run"], []).append((float(row["timesteps"]), float(row["mean_episode_return"])))
+
+    read_rows(Path(path), ("split", "run", "timesteps", "mean_episode_return"), add)
     return {split: [tuple(np.array(sorted(p)).T) for p in runs.values()] for split, runs in points.items()}
 
 
@@ -81,7 +83,7 @@ def comparison(runs: Sequence[Run], results: Path) -> list[list[str]]:
             for split in SPLITS:
                 returns = [e.returns for run in group if len(e := run.evaluation.select(split, step))]
                 known = returns_at(theirs[split], step)
-                single = _in_brackets([r.mean() for r in returns]) if len(group) > 1 else ""
+                single = _in_brackets([r.mean() for r in returns]) if len(returns) > 1 else ""
                 rows[-1] += [f"{estimate(returns)}{single}", f"{np.mean(known):.2f}{_in_brackets(known)}"]
     return [COMPARED, *rows] if rows else []
 
