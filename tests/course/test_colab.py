@@ -1,4 +1,4 @@
-"""The notebooks' ground: set-up in and out of Colab, Drive, budgets, checks, badges, and the bootstrap cell."""
+"""Set-up in and out of Colab, Drive, budgets, checks, badges, and the bootstrap cell."""
 
 from __future__ import annotations
 
@@ -67,16 +67,16 @@ def test_missing_game_is_named(monkeypatch):
 def test_colab_without_gpu_says_how_to_get_one(in_colab, capsys, monkeypatch):
     """The remedy is the menu's own words."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(colab, "_complete", lambda root: None)
+    monkeypatch.setattr(colab, "install_game", lambda: None)
     colab.setup()
     said = capsys.readouterr().out
     assert "in Colab" in said and "Runtime > Change runtime type > T4 GPU" in said
 
 
 def test_gpu_that_torch_cannot_use(monkeypatch):
-    """A driver without a fitting torch is another problem than no GPU."""
+    """A driver without a fitting torch is a different problem from no GPU."""
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi")
-    assert "none that this torch can use" in colab._gpu(torch.device("cpu"))
+    assert "none that this torch can use" in colab.describe_gpu(torch.device("cpu"))
 
 
 def test_colab_installs_the_game_once(in_colab, monkeypatch):
@@ -86,15 +86,15 @@ def test_colab_installs_the_game_once(in_colab, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: found.get(name))
     done = subprocess.CompletedProcess([], 0, "", "")
     monkeypatch.setattr(subprocess, "run", lambda command, **_: calls.append(command) or done)
-    colab._complete(ROOT)
+    colab.install_game()
     assert calls == [[sys.executable, str(ROOT / "tools" / "setup_env.py"), "--here"]]
     found["procgen_gym"] = "there"
-    colab._complete(ROOT)
+    colab.install_game()
     assert len(calls) == 1
     found.clear()
     done.returncode, done.stderr = 2, "no network"
     with pytest.raises(RuntimeError, match="no network"):
-        colab._complete(ROOT)
+        colab.install_game()
 
 
 def test_drive_keeps_runs(in_colab, capsys):
@@ -132,7 +132,7 @@ def test_check(capsys):
     """A tick, or the claim and the hint."""
     colab.check(torch.tensor(True), "both are equal")
     assert "✓" in (said := capsys.readouterr().out) and "both are equal" in said
-    with pytest.raises(AssertionError, match=r"isn't: both are equal\. Look at done"):
+    with pytest.raises(AssertionError, match=r"Expected, but not true: both are equal\. Look at done"):
         colab.check(False, "both are equal", "Look at done.")
 
 

@@ -1,5 +1,5 @@
-"""A stand-in for google.colab that does what the real one does where this project uses it.
+"""A stand-in for google.colab that behaves like the real one where this project uses it.
 
-- The real kernel is started by colab_kernel_launcher, which loads google.colab before the first cell.
-- `drive.mount` asks a person for permission; here the environment variable STAND_IN_DRIVE=refuse plays one who says no.
+- Colab's kernel is started by colab_kernel_launcher, which loads google.colab before the first cell; so is this one.
+- The real `drive.mount` asks the user for permission; here STAND_IN_DRIVE=refuse in the environment refuses it.
 """
