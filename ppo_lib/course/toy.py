@@ -92,8 +92,7 @@ class ToyEnv(VectorEnv):
         if self.task == "grid":
             obs[..., 0], obs[..., 1] = 255 * CELL[GOAL], 255 * CELL[self.place]
             return obs, info
-        cue = self.clock == 0
-        obs[cue, ..., 0] = 255 * QUADRANT[self.level[cue]]
+        obs[..., 0] = 255 * QUADRANT[self.level] * (self.clock == 0)[:, None, None]
         if self.task == "memory":
             obs[self.clock == TASKS["memory"] - 1] = 255
         return obs, info
@@ -142,10 +141,7 @@ def optimal_value(gamma: float) -> np.ndarray:
 
 @torch.no_grad()
 def grid_map(policy: ActorCritic) -> tuple[np.ndarray, np.ndarray]:
-    """A feed-forward policy's value of each cell of `grid` and its most likely action there, both [8, 8].
-
-    Compare the values with optimal_value.
-    """
+    """A feed-forward policy's value of each cell of `grid` and its most likely action there; see optimal_value."""
     env = ToyEnv("grid", SIZE**2)
     env.place = np.arange(SIZE**2)
     obs = torch.from_numpy(env.observe()[0])
