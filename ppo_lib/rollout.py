@@ -193,4 +193,5 @@ class Player:
         done = terminated | truncated
         self.level_seed = info["level_seed"].copy()
         self.episode_start = to_device(done, self.device)
-        return PlayedStep(obs, level_seed, action, logits, value, reward, done, info)
+        # detached, since a view of a parameter keeps its gradient even under no_grad
+        return PlayedStep(obs, level_seed, action, logits.detach(), value.detach(), reward, done, info)

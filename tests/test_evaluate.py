@@ -10,6 +10,7 @@ from torch import nn
 from ppo_lib.config import UserError
 from ppo_lib.evaluate import Episode, evaluate, play_episodes, write_episodes
 from ppo_lib.policy import ActorCritic
+from ppo_lib.rollout import Player
 from ppo_lib.runs import EVALUATION_COLUMNS
 
 
@@ -80,6 +81,12 @@ def test_state_is_carried_through_an_episode_and_zeroed_between():
     recorder = Recorder()
     play_episodes(recorder, ShortEpisodesScoreLow(8), quota=5)
     assert max(recorder.counts) == 60
+
+
+def test_a_played_step_needs_no_gradient():
+    """Also where the policy returns a view of a parameter, which keeps its gradient under no_grad."""
+    played = Player(Recorder(), ShortEpisodesScoreLow(2)).step()
+    assert not played.logits.requires_grad and not played.value.requires_grad
 
 
 def test_level_seed_belongs_to_the_finished_episode():
