@@ -2,19 +2,16 @@
 
 - torch's convolutions come close to what the processor can do, but each of a block's 16 passes reads and writes
   activations in memory. Here an image goes through the whole block in the cache.
-- Values and gradients agree with torch's up to rounding, of which there is less here (tests/test_kernels.py).
-- float32 needs AVX2, bf16 AVX512-BF16, both a C compiler; without, torch does the work. CPUs with matrix units (AMX)
-  convolve in bf16 by torch, too, and only the pooling is done here.
+- Values and gradients agree with torch's up to rounding, of which there is less here (tests/accel/test_kernels.py).
+- In bf16 on CPUs with matrix units (AMX), torch's convolutions are faster: there, only the pooling is done in C.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import hashlib
 import os
 import shutil
-import stat
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -27,30 +24,11 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 SOURCE = Path(__file__).with_name("impala.c")
 CPU = Path("/proc/cpuinfo")
-COMPILER = "cc"
 FLAGS = ("-O3", "-fopenmp", "-fPIC")
-AVX2, AVX512 = {"avx2", "fma", "bmi2"}, {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
-RGB = 3
-INPUTS, OUTPUTS = (RGB, 16, 32), (16, 32)  # channels that the functions are compiled for
-LANES = 16  # channels of an image are a multiple of it
-
-
-def impala_block(x: Tensor, *parameters: Tensor) -> Tensor:
-    """Conv, max-pool, two residual blocks: [B, C, H, W] -> [B, C', (H + 1) // 2, (W + 1) // 2], of x's type.
-
-    parameters: weight [C', C or C', 3, 3] and bias [C'] of the five convolutions, in their order, in float32.
-    """
-    if torch.is_grad_enabled():
-        return _Block.apply(x, *parameters)
-    return _forward(_innermost(x), [_innermost(w) for w in parameters[::2]], parameters[1::2])
-
-
-def max_pool(x: Tensor) -> Tensor:
-    """The maximum of each 3x3 window, two pixels apart. [B, C, H, W] -> [B, C, (H + 1) // 2, (W + 1) // 2].
-
-    C must be a multiple of LANES.
-    """
-    return _MaxPool.apply(x)
+AVX512 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+NEEDS = {torch.float32: {"avx2", "fma", "bmi2"}, torch.bfloat16: AVX512 | {"avx512_bf16"}}  # of the processor, by type
+RGB, LANES = 3, 16  # channels of an image are three or a multiple of LANES
+INPUTS, OUTPUTS = (RGB, 16, 32), (16, 32)  # channels that block_forward is compiled for
 
 
 def torch_convolves(dtype: torch.dtype) -> bool:
@@ -61,155 +39,110 @@ def torch_convolves(dtype: torch.dtype) -> bool:
 @lru_cache(maxsize=1)
 def features() -> frozenset[str]:
     """What the processor can do, in Linux's words; empty elsewhere."""
-    try:
-        lines = CPU.read_text().splitlines()
-    except OSError:
-        return frozenset()
+    lines = CPU.read_text().splitlines() if CPU.exists() else []
     return frozenset(next((line.split() for line in lines if line.startswith("flags")), ()))
-
-
-def library(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The functions for this type, or None where `load` finds none."""
-    return load(dtype)[0]
 
 
 @lru_cache
 def load(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
-    """The functions for this type, or None and why. Compiled in some 2 seconds, once on a machine."""
-    flags = _flags(dtype)
-    if flags is None:
-        return None, f"no C kernels: the processor has no {'AVX512-BF16' if dtype == torch.bfloat16 else 'AVX2'}"
-    if shutil.which(COMPILER) is None:
-        return None, f"no C kernels: there is no C compiler ({COMPILER})"
+    """The functions for this type, or None and why not. Compiled in some 2 seconds, once on a machine."""
+    if missing := NEEDS.get(dtype, {f"functions for {dtype}"}) - features():
+        return None, f"no C kernels: this processor lacks {', '.join(sorted(missing))}"
+    flags = [*FLAGS, "-march=x86-64-v4" if features() >= AVX512 else "-march=x86-64-v3"]
+    if dtype == torch.bfloat16:
+        flags += "-mavx512bf16", "-DBF16"
     name = hashlib.sha256(SOURCE.read_bytes() + " ".join(flags).encode()).hexdigest()[:16]
-    problem = ""
-    for folder in _cache_folders():
+    problem, cache = "", Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ppo_lib")
+    for folder in (cache, Path(tempfile.gettempdir(), f"ppo_lib-{os.getuid()}")):
         try:
-            return ctypes.CDLL(str(_compile(folder / f"impala-{name}.so", flags))), ""
-        except subprocess.SubprocessError as error:
-            return None, f"no C kernels: the compiler failed ({error})"
-        except OSError as error:
-            problem = f"no C kernels: no folder can keep them ({error})"
+            return ctypes.CDLL(str(_compile(folder.expanduser() / f"impala-{name}.so", flags))), ""
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is no home
+            problem = f"no C kernels: {error}"
     return None, problem
 
 
-def _cache_folders() -> list[Path]:
-    """Where the compiled functions may be kept: the user's cache, or a folder of the user's below /tmp."""
-    folders = [Path(tempfile.gettempdir(), f"ppo_lib-{os.getuid()}")]
-    with contextlib.suppress(RuntimeError):  # there may be no home
-        folders.insert(0, Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "ppo_lib"))
-    return folders
-
-
 def _compile(target: Path, flags: Sequence[str]) -> Path:
-    """Compile impala.c unless it has been. Raises OSError if the folder can't be used."""
+    """Compile impala.c unless it has been."""
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    owner = target.parent.stat()
-    if owner.st_uid != os.getuid() or owner.st_mode & stat.S_IWOTH:  # others could put their own code there
-        raise PermissionError(f"{target.parent} belongs to another user or is writable by all")
+    found = target.parent.stat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o002:  # others could have put their own code there
+        raise PermissionError(f"{target.parent} is another user's, or writable by all")
     if not target.exists():
+        if shutil.which("cc") is None:
+            raise OSError("there is no C compiler (cc)")
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             compiled, linked = Path(folder, "impala.o"), Path(folder, "impala.so")
-            _cc(*flags, "-c", "-o", str(compiled), str(SOURCE))
             # linked without -fopenmp: torch has loaded its own OpenMP, whose threads are shared
-            _cc("-shared", "-o", str(linked), str(compiled))
+            for how in ((*flags, "-c", "-o", compiled, SOURCE), ("-shared", "-o", linked, compiled)):
+                subprocess.run(["cc", *map(str, how)], check=True, capture_output=True, timeout=120)
             linked.replace(target)  # whole or not at all, whoever else compiles it now
     return target
 
 
-def _flags(dtype: torch.dtype) -> tuple[str, ...] | None:
-    """The compiler's options for this type on this processor; None if it is too old for it."""
-    if dtype == torch.bfloat16 and features() >= AVX512 | {"avx512_bf16"}:
-        return *FLAGS, "-march=x86-64-v4", "-mavx512bf16", "-DBF16"
-    if dtype == torch.float32 and features() >= AVX2:
-        return *FLAGS, "-march=x86-64-v4" if features() >= AVX512 else "-march=x86-64-v3"
-    return None
+class Block(torch.autograd.Function):
+    """Conv, max-pool, two residual blocks: [B, C, H, W] -> [B, C', (H + 1) // 2, (W + 1) // 2], of x's type.
 
-
-def _cc(*arguments: str) -> None:
-    subprocess.run([COMPILER, *arguments], check=True, capture_output=True, timeout=120)
-
-
-class _Block(torch.autograd.Function):
-    """Calls impala.c's block_forward and block_backward."""
+    parameters: weight [C', C or C', 3, 3] and bias [C'] of the five convolutions, in their order, in float32. keep: for
+    a backward pass; it computes no gradient for RGB images. Calls impala.c's block_forward and block_backward.
+    """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, *parameters: Tensor) -> Tensor:
-        x, weights, biases = _innermost(x), [_innermost(w) for w in parameters[::2]], parameters[1::2]
-        shape = _pooled(x.shape, len(biases[0]))
-        kept = [_empty(shape, torch.uint8), *(_empty(shape, x.dtype) for _ in range(4))]
+    def forward(ctx: FunctionCtx, keep: bool, x: Tensor, *parameters: Tensor) -> Tensor:
+        weights, biases = [_innermost(w) for w in parameters[::2]], [b.contiguous() for b in parameters[1::2]]
+        x = _innermost(x)
+        y, *kept = (_pooled(x, len(biases[0]), dtype) for dtype in (x.dtype, *keep * [torch.uint8, *4 * [x.dtype]]))
+        _call("block_forward", (*x.shape, y.shape[1]), x, weights, biases, y, kept)  # kept: the C struct of that name
         ctx.save_for_backward(x, *weights, *kept)
-        return _forward(x, weights, biases, kept)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, *saved = ctx.saved_tensors
         weights, kept, dy = saved[:5], saved[5:], _innermost(dy)
-        dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        dx = torch.empty_like(x) if ctx.needs_input_grad[1] else None
         dw, db = [torch.empty_like(w) for w in weights], [torch.empty(len(w)) for w in weights]
-        found = dx, _addresses(dw), _addresses(db)
-        _call("block_backward", x, _addresses(weights), dy, _keep(kept), *found, shape=(*x.shape, dy.shape[1]))
-        return dx, *(gradient for pair in zip(dw, db, strict=True) for gradient in pair)
+        _call("block_backward", (*x.shape, dy.shape[1]), x, weights, dy, kept, dx, dw, db)
+        return None, dx, *(gradient for pair in zip(dw, db, strict=True) for gradient in pair)
 
 
-class _MaxPool(torch.autograd.Function):
-    """Calls impala.c's pool_forward and pool_backward."""
+class MaxPool(torch.autograd.Function):
+    """The maximum of each 3x3 window, two pixels apart: [B, C, H, W] -> [B, C, H/2, W/2]. C: a multiple of LANES."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
         x, ctx.shape = _innermost(x), x.shape
-        y = _empty(_pooled(x.shape, x.shape[1]), x.dtype)
-        place = torch.empty_like(y, dtype=torch.uint8)
-        _call("pool_forward", x, y, place, shape=ctx.shape)
+        y, place = _pooled(x, x.shape[1]), _pooled(x, x.shape[1], torch.uint8)
+        _call("pool_forward", ctx.shape, x, y, place)
         ctx.save_for_backward(place)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dy: Tensor) -> Tensor:
-        dx = _empty(ctx.shape, dy.dtype)
-        _call("pool_backward", _innermost(dy), *ctx.saved_tensors, dx, shape=ctx.shape)
+        dx = torch.empty(ctx.shape, dtype=dy.dtype, memory_format=torch.channels_last)
+        _call("pool_backward", ctx.shape, _innermost(dy), *ctx.saved_tensors, dx)
         return dx
-
-
-def _forward(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], kept: Sequence[Tensor] = ()) -> Tensor:
-    """The block's output. kept: room for what the backward pass needs, or nothing."""
-    y = _empty(_pooled(x.shape, len(biases[0])), x.dtype)
-    _call("block_forward", x, _addresses(weights), _addresses(biases), y, _keep(kept), shape=(*x.shape, y.shape[1]))
-    return y
-
-
-def _pooled(shape: tuple[int, ...], channels: int) -> tuple[int, ...]:
-    n, _, h, w = shape
-    return n, channels, (h + 1) // 2, (w + 1) // 2
 
 
 def _innermost(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
+def _pooled(x: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Room for what a pooling of x leaves."""
+    shape = len(x), channels, (x.shape[2] + 1) // 2, (x.shape[3] + 1) // 2
+    return torch.empty(shape, dtype=dtype or x.dtype, memory_format=torch.channels_last)
 
 
-class _Kept(ctypes.Structure):
-    """The struct `kept` of impala.c."""
+def _call(name: str, shape: tuple[int, ...], x: Tensor, *arguments: Tensor | Sequence[Tensor] | None) -> None:
+    """Call a C function on tensors and lists of tensors. shape: of its input [B, C, H, W], and for a block C'."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in ("place", "x0", "x1", "hidden0", "hidden1")]
+    def pointer(a: Tensor | Sequence[Tensor] | None) -> object:
+        if isinstance(a, Tensor):
+            return ctypes.c_void_p(a.data_ptr())
+        return (ctypes.c_void_p * len(a))(*(tensor.data_ptr() for tensor in a)) if a else None
 
-
-def _keep(tensors: Sequence[Tensor]) -> object:
-    return ctypes.byref(_Kept(*(tensor.data_ptr() for tensor in tensors))) if tensors else None
-
-
-def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array:
-    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
-
-
-def _call(name: str, x: Tensor, *arguments: object, shape: tuple[int, ...]) -> None:
-    """shape: [B, C, H, W] of the input, and for a block C' behind it."""
     n, c, h, w, *more = shape
-    pointers = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else a for a in (x, *arguments)]
     sizes = map(ctypes.c_long, (n, h, w, c, *more))
-    getattr(library(x.dtype), name)(*pointers, *sizes, torch.get_num_threads())
+    getattr(load(x.dtype)[0], name)(*map(pointer, (x, *arguments)), *sizes, torch.get_num_threads())
