@@ -1,4 +1,4 @@
-"""The Trainer: collect, compute advantages, update, log, save, evaluate.
+"""The Trainer: collect, compute advantages, update; log, save, evaluate.
 
 - `update` is the loop of the paper; rollout.py collects, ppo.py learns.
 - Before each update its starting point is kept in memory. Whatever stops the run (Ctrl-C, SIGTERM, a notebook's stop
@@ -20,7 +20,7 @@ from torch import nn
 
 from ppo_lib.accel.graphs import attach_graphs
 from ppo_lib.accel.hardware import configure
-from ppo_lib.checkpoint import RunFolder, interruptible, save_checkpoint, save_policy, write_error
+from ppo_lib.checkpoint import RunFolder, interruptible, save_checkpoint, save_policy, uninterrupted, write_error
 from ppo_lib.config import PPOConfig, UserError, derive_seed
 from ppo_lib.envs import make_env
 from ppo_lib.evaluate import evaluate, write_episodes
@@ -121,7 +121,9 @@ class Trainer:
                     self.save()  # a kill may have left the policy behind the checkpoint
                 while self.steps < self.config.total_steps:
                     metrics = self.update()
-                    self._boundary = self.state_dict()
+                    with uninterrupted():  # a stop finds an update both finished and logged, or neither
+                        self._boundary = self.state_dict()
+                        self.logger.update(metrics)
                     if self._stop_requested():
                         raise Stopped
                     evaluating = self._passed(self.config.eval_interval)
@@ -143,7 +145,7 @@ class Trainer:
         return True
 
     def update(self) -> dict[str, float]:
-        """One iteration of PPO (1707.06347, algorithm 1): collect, compute advantages, update, log."""
+        """One iteration of PPO (1707.06347, algorithm 1): collect, compute advantages, update. Returns its metrics."""
         start, paused = time.perf_counter(), self._paused_seconds
         if self.config.anneal_lr:
             self.ppo.learning_rate = self.config.learning_rate * (1 - self.steps / self.config.last_step)
@@ -154,7 +156,7 @@ class Trainer:
         self.steps += self.config.batch_size
         self.seconds += elapsed
         recent = np.array(self.collector.recent or [(np.nan, np.nan)])
-        metrics = {
+        return {
             "steps": self.steps,
             "seconds": self.seconds,
             "episodes": self.collector.episodes,
@@ -166,8 +168,6 @@ class Trainer:
             "entropy_coef": self.ppo.coefficients.entropy_coef,
             "steps_per_second": self.config.batch_size / elapsed,
         }
-        self.logger.update(metrics)
-        return metrics
 
     def _passed(self, interval: int) -> bool:
         """Whether the last update crossed a multiple of `interval` steps (0: the end of the run; -1: never)."""
@@ -196,8 +196,9 @@ class Trainer:
 
     def save(self) -> None:
         """Write the state at the last complete update to checkpoint.pt, and its policy to policy.pt."""
-        save_checkpoint(self.run_dir, self._boundary)
-        save_policy(self.run_dir, self._boundary["ppo"]["policy"], self.config, self.saved_steps)
+        with uninterrupted():
+            save_checkpoint(self.run_dir, self._boundary)
+            save_policy(self.run_dir, self._boundary["ppo"]["policy"], self.config, self.saved_steps)
 
     @property
     def saved_steps(self) -> int:

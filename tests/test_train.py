@@ -374,7 +374,7 @@ def test_snapshots_do_not_change_with_training(tiny, trainer):
 # --- stopping, and continuing in the same process ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("moment", ["rollout", "gradient step"])
+@pytest.mark.parametrize("moment", ["rollout", "gradient step", "logging"])
 def test_train_continues_after_an_interrupt_as_if_there_had_been_none(tiny, trainer, tmp_path, moment):
     """An interrupt may come while games are being stepped, or between two gradient steps of an update."""
     config = tiny(recurrent=True, total_steps=256)
@@ -394,8 +394,11 @@ def test_train_continues_after_an_interrupt_as_if_there_had_been_none(tiny, trai
 
     if moment == "rollout":  # after step_async, before step_wait
         broken.collector._act = interrupt_at(45, broken.collector._act)
-    else:
+    elif moment == "gradient step":
         broken.ppo._gradient_step = interrupt_at(5, broken.ppo._gradient_step)
+    else:  # a real signal while the row is written
+        log = broken.logger.update
+        broken.logger.update = lambda row: (log(row), row["steps"] == 64 and signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         broken.train()
     assert broken.steps == 64
