@@ -38,8 +38,8 @@ episodes (in pairs where both runs played the same levels). With few seeds such 
 
 {times}
 
-Minutes of training on the run's machine, without evaluations, where a run was evaluated.
-steps/s: the median over all updates, on the machine and by the code of the day of the runs.
+Minutes: training time on the run's machine, evaluations excluded.
+steps/s: median over all updates, on the machine and with the code used for each run.
 Made by `{command}` from the CSV files in this folder.
 """
 

@@ -22,12 +22,12 @@ from ppo_lib.study.groups import common_metric, group_experiments
 from ppo_lib.study.table import markdown_table
 
 METRICS = {
-    "approx_kl": "KL divergence from the policy that acted",
+    "approx_kl": "KL divergence from the policy that collected the rollout",
     "clip_fraction": "fraction of samples whose ratio is clipped",
     "policy_loss": "policy loss",
 }
-NOTE = """Single updates, at the end of which the games had been played for so many steps; means over an update's
-minibatches; of several runs their mean, and each in brackets. In the figure, means over 9 updates.
+NOTE = """Single updates, each column at the number of game steps at its end. Values are means over an update's
+minibatches; for several runs the mean, with each run in brackets. The figure shows means over 9 updates.
 The estimators of the KL divergence differ: ours is the mean of r - 1 - log r, with r the ratio of the new to the old
 probability; the published runs (openai/baselines) logged half the mean of (log r)². They agree for small updates.
 """
@@ -48,7 +48,7 @@ def main(folder: Path) -> None:
 
 def page(groups: dict[str, list[Run]], theirs: published.Diagnostics) -> str:
     """The tables, in Markdown: means over runs, of several runs each in brackets."""
-    parts = ["# How far an update moves the policy", "![the same over all updates](updates.png)"]
+    parts = ["# How far an update moves the policy", "![the same metrics over all updates](updates.png)"]
     for name, meaning in METRICS.items():
         rows = [["published", *map(_cell, theirs[name].values())]]
         for label, group in groups.items():
