@@ -1,8 +1,8 @@
 """Write the repository's address into the badges and bootstrap cells. `make badges REPO=owner/name` runs this.
 
-- The address stands in one place, pyproject.toml's [tool.ppo_lib] repository; everything else is written from it.
+- The address has one place, [tool.ppo_lib] repository in pyproject.toml; everything else is written from it.
 - Without REPO it is the one in pyproject.toml, or else that of the origin remote on GitHub.
-- A notebook's bootstrap cell carries the tag "bootstrap"; its badge stands in its first cell.
+- A notebook's bootstrap cell has the tag "bootstrap"; its badge is in its first cell.
 """
 
 from __future__ import annotations
@@ -32,13 +32,23 @@ project = importlib.import_module("ppo_lib.course.colab").setup()"""
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command; 0, or 2 with one sentence if the address is no owner/name."""
+    """Run the command; 0, or 2 with one sentence if the address is not owner/name."""
     address = (arguments[0] if arguments else "") or repository() or origin()
     if address and not ADDRESS.fullmatch(address):
         print(f"REPO must be owner/name as on GitHub, not {address!r}.", file=sys.stderr)
         return 2
-    write_repository(address)
-    changed = [path.name for path in [*notebooks(), ROOT / "README.md"] if rewrite(path, address)]
+    changed = []
+    for path in (ROOT / "pyproject.toml", *notebooks(), ROOT / "README.md"):
+        old = path.read_text(encoding="utf-8") if path.exists() else ""
+        if path.suffix == ".toml":
+            new = SETTING.sub(f'repository = "{address}"', old)
+        elif path.suffix == ".ipynb":
+            new = rewrite_notebook(json.loads(old), path.name, address)
+        else:
+            new = "".join(rewrite_line(line, address) for line in old.splitlines(keepends=True))
+        if new != old:
+            path.write_text(new, encoding="utf-8")
+            changed.append(path.name)
     print(f"Repository: {address or 'not set; give REPO=owner/name'}. Rewritten: {', '.join(changed) or 'nothing'}.")
     return 0
 
@@ -62,15 +72,6 @@ def origin() -> str:
     return found.group(1) if found else ""
 
 
-def write_repository(address: str) -> None:
-    """Put the address into pyproject.toml."""
-    path = ROOT / "pyproject.toml"
-    text = path.read_text(encoding="utf-8")
-    new = SETTING.sub(f'repository = "{address}"', text)
-    if new != text:
-        path.write_text(new, encoding="utf-8")
-
-
 def badge(notebook: str, address: str) -> str:
     """The badge of a notebook (file name). Without an address it opens Colab's page for choosing one on GitHub."""
     page = f"{address}/blob/main/notebooks/{notebook}" if address else ""
@@ -82,22 +83,8 @@ def bootstrap(address: str) -> str:
     return BOOTSTRAP.replace("@", address)
 
 
-def rewrite(path: Path, address: str) -> bool:
-    """Write badges and bootstrap cells of a notebook, or the badges of a page; returns whether it changed."""
-    if not path.exists():
-        return False
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".ipynb":
-        new = rewrite_notebook(json.loads(text), path.name, address)
-    else:
-        new = "".join(rewrite_line(line, address) for line in text.splitlines(keepends=True))
-    if new != text:
-        path.write_text(new, encoding="utf-8")
-    return new != text
-
-
 def rewrite_notebook(content: dict, name: str, address: str) -> str:
-    """The notebook's text with its badge and bootstrap cell written anew."""
+    """The notebook's text with its badge and bootstrap cell rewritten."""
     first = content["cells"][0]
     first["source"] = BADGE.sub(badge(name, address), "".join(first["source"])).splitlines(keepends=True)
     for cell in content["cells"]:
@@ -107,7 +94,7 @@ def rewrite_notebook(content: dict, name: str, address: str) -> str:
 
 
 def rewrite_line(line: str, address: str) -> str:
-    """A line of a page: its badge belongs to the notebook that the line links to."""
+    """A line of README: its badge is that of the notebook which the line links to."""
     named = re.search(r"notebooks/([0-9]\w*\.ipynb)", BADGE.sub("", line))
     return BADGE.sub(badge(named.group(1), address), line) if named else line
 
