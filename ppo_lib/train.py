@@ -179,9 +179,10 @@ class Trainer:
         return at_end or self.steps // interval > (self.steps - self.config.batch_size) // interval
 
     def _evaluated(self) -> bool:
-        """Whether the evaluation at the current step is on disk."""
-        path = self.run_dir / "evaluation.csv"
-        return path.is_file() and self.steps in read_evaluation(path).checkpoints
+        """Whether the evaluation at the current step is on disk, with as many episodes as are wanted."""
+        path, wanted = self.run_dir / "evaluation.csv", self.config.eval_episodes
+        played = read_evaluation(path) if path.is_file() else None
+        return played is not None and all(len(played.select(split, self.steps)) >= wanted for split in SPLITS)
 
     def evaluate(self) -> dict[str, float]:
         """Play eval_episodes on train and on unseen levels, add them to evaluation.csv, return the mean of each."""

@@ -1,72 +1,127 @@
-"""A sweep: a grid of runs over any config fields, in results/NAME/, that goes on after whatever stops it.
+"""A sweep: a grid of runs over any config fields, in results/NAME/, that continues after whatever stops it.
 
-- The same command starts it, goes on with it, adds to it (more seeds, more steps) and shows it once it is complete.
+- The same command starts it, continues it, adds to it (seeds, steps) and shows it once it is complete.
 - A run's folder is named after what its config changes in the preset, so that its name doesn't depend on the grid.
-- The seed varies slowest: a whole curve of one seed is there first, then the next seed's.
-- Each run is a process of its own (sweep_run.py); an engine places them (engines.py). A run that fails stops no other.
+- Each run is the ordinary train command in a process of its own. An engine places them: `local` on this machine's
+  GPUs or its CPU, `ray` on a cluster, where Ray repeats runs that were killed. A run that fails stops no other.
 """
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
+import os
+import re
+import shlex
+import signal
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from concurrent.futures import CancelledError, wait
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from ppo_lib.config import FIELD_TYPES, PPOConfig, UserError, preset
-from ppo_lib.runs import MEASURING_FIELDS, load_run
-from ppo_lib.signals import interruptible
-from ppo_lib.study.engines import ENGINES, Futures
-from ppo_lib.study.sweep_run import LOG, RunFailed, SweepRun
+from ppo_lib.checkpoint import CheckpointError, RunFolder, interruptible, load_policy, uninterrupted
+from ppo_lib.config import PPOConfig, UserError, as_flag, preset
+from ppo_lib.runs import MEASURING_FIELDS, SPLITS, fixed_changes, load_run, read_config, read_evaluation
+from ppo_lib.study.table import LOG, conclude
 
 # A run's name says these only where they vary: they change the machine or how much is done, not what is learned.
-_UNNAMED_FIELDS = ("total_steps", "device", "precision", *MEASURING_FIELDS)
+UNNAMED = ("total_steps", "device", "precision", *MEASURING_FIELDS)
+TIME_TO_SAVE = 60  # seconds between asking a run to stop and killing it
+PROJECT = str(Path(__file__).resolve().parents[2])
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+class RunKilled(Exception):
+    """A run was ended by a signal, not by a mistake of its own: trying again may help."""
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """A run of the grid: its folder (absolute, so that it means the same in every process) and settings."""
+
+    run_dir: Path
+    config: PPOConfig
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a run in the folder."""
+        return (self.run_dir / "config.json").is_file()
+
+    @property
+    def trained(self) -> int:
+        """Steps trained so far, at most last_step: the last complete row of metrics.csv."""
+        with suppress(OSError, ValueError, IndexError):
+            line = (self.run_dir / "metrics.csv").read_text(encoding="utf-8").split("\n")[1:-1][-1]
+            return min(int(line.partition(",")[0]), self.config.last_step)
+        return 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to do: evaluated at the last step, or trained so far if no evaluation is wanted."""
+        end, path = self.config.last_step, self.run_dir / "evaluation.csv"
+        with suppress(CheckpointError):
+            if self.config.eval_interval < 0:
+                return load_policy(self.run_dir)[2] == end
+        played = read_evaluation(path) if path.is_file() else None
+        return played is not None and all(len(played.select(s, end)) >= self.config.eval_episodes for s in SPLITS)
+
+    def check(self) -> None:
+        """Raise UserError if the folder holds a run that this one can't continue: nothing may be overwritten."""
+        if not self.begun:
+            return
+        if changes := fixed_changes(read_config(self.run_dir), self.config):
+            remedy = "give the sweep another name with --sweep, or remove that run"
+            raise UserError(f"The run {self.run_dir} was made with another config ({changes}); {remedy}.")
+        if not self.complete:
+            RunFolder(self.run_dir, self.config, resume=True).find_checkpoint()
+
+    def arguments(self) -> list[str]:
+        """The command that brings the run to its end: what follows `python -m ppo_lib`."""
+        config = self.config.to_dict()
+        if self.begun and self.config.precision == "auto":
+            del config["precision"]  # the run has settled its own
+        flags = [word for field in config.items() for word in as_flag(*field).split()]
+        where = ["--run", self.run_dir.name, "--results", str(self.run_dir.parent)]
+        return ["train", *where, *["--resume"] * self.begun, *flags]
 
 
 def plan(folder: Path, preset_name: str, values: Mapping[str, Sequence[object]]) -> list[SweepRun]:
-    """The runs of a grid: every combination of the values of each config field, the rest from the preset.
+    """The runs of a grid: every combination of the values of each config field, the rest from the preset. The seed
+    varies slowest: a complete curve of one seed comes first, then the next seed's.
 
     Raises UserError if there is nothing to combine, a combination is no valid config, or a run's folder holds
-    something that it can't go on from. Writes nothing.
+    something that it can't continue. Writes nothing.
     """
     if not values:
         raise UserError("A sweep needs config fields with values, such as --num-levels 10 50 200 --seed 1 2.")
-    for name, several in values.items():
-        if not several:
-            raise UserError(f"The sweep has no value for {name}: give one or several.")
     if (folder / "config.json").exists():
         raise UserError(f"{folder} is the folder of a run; give the sweep another name with --sweep.")
-    base = preset(preset_name)
+    base, varied = preset(preset_name), [name for name, several in values.items() if len(several) > 1]
     fields = sorted(values, key=lambda name: name != "seed")  # sorting is stable: the seed first, the rest as given
-    changes = [dict(zip(fields, cell, strict=True)) for cell in itertools.product(*(values[name] for name in fields))]
-    runs = []
-    for config in (preset(preset_name, **change) for change in changes):
-        runs.append(SweepRun((folder / run_name(config, base, varied_fields(values))).resolve(), config))
-    names = [run.name for run in runs]
-    double = next((name for name in names if names.count(name) > 1), None)
-    if double is not None:
-        raise UserError(f"The grid has the run {double} twice: give each value of a field once.")
-    for run in runs:
+    runs: dict[str, SweepRun] = {}
+    for cell in itertools.product(*(values[name] for name in fields)):
+        config = preset(preset_name, **dict(zip(fields, cell, strict=True)))
+        name = run_name(config, base, varied)
+        if name in runs:
+            raise UserError(f"The grid has the run {name} twice: give each value of a field once.")
+        runs[name] = SweepRun((folder / name).resolve(), config)
+    for run in runs.values():
         run.check()
-    return runs
-
-
-def varied_fields(values: Mapping[str, Sequence[object]]) -> list[str]:
-    """The fields with several values, in the order of the config."""
-    return [name for name in FIELD_TYPES if len(values.get(name, ())) > 1]
+    return list(runs.values())
 
 
 def run_name(config: PPOConfig, base: PPOConfig, varied: Sequence[str] = ()) -> str:
     """Levels, then what differs from the preset `base`, then the seed: levels200-recurrent-seed1, unlimited-seed1."""
     parts = [f"levels{config.num_levels}" if config.num_levels else "unlimited"]
     for name, value in config.to_dict().items():
-        if name in ("num_levels", "seed") or value == getattr(base, name):
-            continue
-        if name in _UNNAMED_FIELDS and name not in varied:
+        unnamed = name in ("num_levels", "seed") or (name in UNNAMED and name not in varied)
+        if unnamed or value == getattr(base, name):
             continue
         if isinstance(value, bool):
             parts.append(name if value else f"no_{name}")
@@ -77,14 +132,15 @@ def run_name(config: PPOConfig, base: PPOConfig, varied: Sequence[str] = ()) -> 
 
 def describe(runs: Sequence[SweepRun]) -> str:
     """The runs in their order and how far each is, a line each, and the sum."""
-    width = max(len(run.name) for run in runs)
-    lines = []
+    width, lines = max(len(run.run_dir.name) for run in runs), []
     for run in runs:
-        state = "complete" if run.complete else f"{run.trained:,} of" if run.trained else "new,"
-        whole = "" if state == "complete" else f" {run.config.last_step:,} steps"
-        lines.append(f"{run.name:<{width}}  {state}{whole}")
-    steps = sum(run.config.last_step for run in runs)
-    return "\n".join([*lines, f"{len(runs)} runs in {runs[0].run_dir.parent}, {steps:,} steps"])
+        state = (
+            f"{run.trained:,} of {run.config.last_step:,} steps"
+            if run.trained
+            else f"new, {run.config.last_step:,} steps"
+        )
+        lines.append(f"{run.run_dir.name:<{width}}  {'complete' if run.complete else state}")
+    return "\n".join([*lines, f"{len(runs)} runs in {runs[0].run_dir.parent}, {_total(runs):,} steps"])
 
 
 def sweep(runs: Sequence[SweepRun], engine: str = "local", jobs: int = 1) -> int:
@@ -92,79 +148,194 @@ def sweep(runs: Sequence[SweepRun], engine: str = "local", jobs: int = 1) -> int
 
     These hold every complete run of the folder, also those of earlier commands with another grid.
     engine: local or ray; jobs: runs at a time on each GPU (or on the CPU).
-    Returns 0, 1 if a run failed, or 130 after Ctrl-C or SIGTERM (every run has saved then).
+    Returns 0, 1 if a run failed, or 130 after Ctrl-C or another stop signal.
     """
     todo = [run for run in runs if not run.complete]
     if len(todo) < len(runs):
         print(f"{len(runs) - len(todo)} of {len(runs)} runs are complete already.")
-    failures: dict[SweepRun, str] = {}
-    if todo:
-        try:
-            with interruptible(), ENGINES[engine](todo, jobs) as futures:
-                failures = _watch(futures, runs)
-        except KeyboardInterrupt:
-            complete = sum(run.complete for run in runs)
-            print(f"\nStopped and saved; {complete} of {len(runs)} runs are complete. The same command goes on.")
-            return 130
-    for run, cause in failures.items():
-        print(f"FAILED {run.name}: {cause} (log: {run.run_dir / LOG})", file=sys.stderr)
+    try:
+        failures = _bring_to_end(todo, {"local": local, "ray": ray}[engine], jobs, runs) if todo else {}
+    except KeyboardInterrupt:
+        complete = sum(run.complete for run in runs)
+        print(f"\nStopped; {complete} of {len(runs)} runs are complete. The same command continues.")
+        return 130
+    for run_dir, cause in failures.items():
+        print(f"FAILED {run_dir.name}: {cause} (log: {run_dir / LOG})", file=sys.stderr)
     if failures:
         print(f"{len(failures)} of {len(runs)} runs failed. The same command tries them again.", file=sys.stderr)
-    finished = [run for run in runs if run not in failures]
+    folders = [run.run_dir for run in runs] + sorted(
+        path.parent for path in runs[0].run_dir.parent.glob("*/config.json")
+    )
+    finished = []
+    for folder in dict.fromkeys(folders):
+        try:
+            run = SweepRun(folder, load_run(folder).config)
+            finished += [run] if run.complete and folder not in failures else []
+        except UserError as error:  # one that can't be read must not hide the others' results
+            print(f"Left out of the table: {folder.name} ({error})", file=sys.stderr)
     if finished:
-        from ppo_lib.study.table import conclude
-
-        everything = [*finished, *_runs_of_other_grids(runs)]
-        everything.sort(key=lambda run: run.config.num_levels or math.inf)  # stable: the rest as given
-        conclude([run.run_dir for run in everything])
+        finished.sort(key=lambda run: run.config.num_levels or math.inf)  # stable: the rest as given
+        conclude([run.run_dir for run in finished])
     return 1 if failures else 0
 
 
-def _runs_of_other_grids(runs: Sequence[SweepRun]) -> list[SweepRun]:
-    """The complete runs that lie beside these and aren't among them, by name; one that can't be read is named."""
-    folders = {path.parent.resolve() for path in runs[0].run_dir.parent.glob("*/config.json")}
-    others = []
-    for folder in sorted(folders - {run.run_dir for run in runs}):
-        try:
-            run = SweepRun(folder, load_run(folder).config)
-            if run.complete:
-                others.append(run)
-        except UserError as error:  # it must not hide what this sweep has to say
-            print(f"Left out of the table: {folder.name} ({error})", file=sys.stderr)
-    return others
-
-
-def _watch(futures: Futures, runs: Sequence[SweepRun]) -> dict[SweepRun, str]:
-    """Show the progress over the whole grid until all futures are done. Returns run -> cause of those that failed."""
-    failures = {}
-    steps = {run: run.trained for run in runs}
-    with tqdm(
-        total=sum(run.config.last_step for run in runs), initial=sum(steps.values()), unit="step", unit_scale=True,
-        smoothing=0, dynamic_ncols=True, mininterval=1 if sys.stderr.isatty() else 60,
-    ) as bar:  # fmt: skip
-        waiting = set(futures)
-        while waiting:
-            done, waiting = wait(waiting, timeout=1)
-            for future in done:
-                run = futures[future]
-                try:
-                    future.result()
-                    bar.write(f"{run.name}: complete", file=sys.stderr)
-                except (Exception, CancelledError) as error:
-                    failures[run] = _cause(error)
-                    bar.write(f"{run.name}: FAILED, {failures[run]}", file=sys.stderr)
-            now = {run: run.trained for run in futures.values()}
-            moving = [run.name for run, count in now.items() if 0 < count < run.config.last_step]
-            steps.update(now)
-            bar.set_postfix_str(f"{len(runs) - len(waiting) - len(failures)}/{len(runs)} runs {' '.join(moving)[:60]}",
-                                refresh=False)  # fmt: skip
-            bar.update(sum(steps.values()) - bar.n)
+def _bring_to_end(todo: Sequence[SweepRun], engine: Engine, jobs: int, runs: Sequence[SweepRun]) -> dict[Path, str]:
+    """Let an engine run them, and show the progress of the whole grid. Returns folder -> cause of runs that failed."""
+    failures, slow = {}, dict(mininterval=1 if sys.stderr.isatty() else 60, smoothing=0)
+    bar = tqdm(total=_total(runs), unit="step", unit_scale=True, dynamic_ncols=True, **slow)
+    with interruptible(), bar, closing(engine(_settle_precision(todo), jobs)) as ended:
+        bar.initial = bar.n = sum(run.trained for run in runs)
+        for run, cause in ended:
+            if run is not None:
+                bar.write(f"{run.run_dir.name}: {f'FAILED, {cause}' if cause else 'complete'}", file=sys.stderr)
+                failures.update({run.run_dir: cause} if cause else {})
+            bar.update(sum(run.trained for run in runs) - bar.n)
     return failures
 
 
-def _cause(error: BaseException) -> str:
-    """One line on why a run failed; Ray wraps the exception of a task."""
-    error = getattr(error, "cause", None) or error
-    if isinstance(error, RunFailed):
-        return str(error)
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no more is known'}"
+def _total(runs: Sequence[SweepRun]) -> int:
+    return sum(run.config.last_step for run in runs)
+
+
+# Engines yield (run, None) for each complete run, (run, cause) for a failed one, and (None, None) about once a second.
+Ended = Iterator[tuple[SweepRun | None, str | None]]
+Engine = Callable[[Sequence[SweepRun], int], Ended]
+
+
+def local(runs: Sequence[SweepRun], jobs: int = 1) -> Ended:
+    """Run everything on this machine, `jobs` at a time on each GPU, or on the CPU. Closing it stops all runs."""
+    places, running = _gpus(runs) * jobs, {}
+    try:
+        waiting = list(runs)
+        while waiting or running:
+            while waiting and places:
+                run, place = waiting.pop(0), places.pop(0)
+                running[run] = place, _start(run, place)
+            for run, (place, process) in list(running.items()):
+                if process.poll() is not None:
+                    del running[run]
+                    places.append(place)
+                    yield run, _failure(run, process.returncode)
+            yield None, None
+            time.sleep(0.5)
+    finally:
+        with uninterrupted():
+            _stop(*(process for _, process in running.values()))
+
+
+def ray(runs: Sequence[SweepRun], jobs: int = 1) -> Ended:
+    """Run everything on the Ray cluster of RAY_ADDRESS, the one running on this machine, or one started here.
+
+    jobs: runs at a time on each GPU, or on each machine of a cluster without. Closing it stops all runs. The results
+    folder and this project must lie at the same path on all machines.
+    Raises UserError if Ray isn't installed or its cluster can't be reached.
+    """
+    try:
+        import ray as cluster
+
+        environment = {"env_vars": {"PYTHONPATH": PROJECT}}
+        cluster.init(ignore_reinit_error=True, log_to_driver=False, logging_level="error", runtime_env=environment)
+    except ImportError:
+        raise UserError(
+            "--engine ray needs the extra deeplearningppo[ray]; install it or use --engine local."
+        ) from None
+    except ConnectionError as error:
+        raise UserError(f"The Ray cluster can't be reached ({error}); start it or unset RAY_ADDRESS.") from None
+    share = {"num_cpus": max(1, int(min(node["Resources"].get("CPU", 1) for node in cluster.nodes())) // jobs)}
+    if cluster.cluster_resources().get("GPU") and any(run.config.device != "cpu" for run in runs):
+        share = {"num_gpus": 1 / jobs}
+    task = cluster.remote(max_retries=3, retry_exceptions=[RunKilled], **share)(_run_on_ray)
+    tasks = {task.remote(run): run for run in runs}
+    try:
+        while tasks:
+            for ended in cluster.wait(list(tasks), timeout=1)[0]:
+                run = tasks.pop(ended)
+                try:
+                    yield run, cluster.get(ended)
+                except Exception as error:  # Ray wraps the exception of a task
+                    yield run, str(getattr(error, "cause", None) or error).strip().partition("\n")[0]
+            yield None, None
+    finally:
+        with uninterrupted():
+            for unfinished in tasks:  # a KeyboardInterrupt in each, which stops its process
+                cluster.cancel(unfinished)
+            if tasks:
+                cluster.wait(list(tasks), num_returns=len(tasks), timeout=TIME_TO_SAVE)
+
+
+def _run_on_ray(run: SweepRun) -> str | None:
+    """A Ray task: one run's process where Ray has placed the task. Raises RunKilled, and Ray starts the run again."""
+    process = _start(run)
+    try:
+        code = process.wait()
+    finally:
+        _stop(process)
+    if code < 0 or code == 130:
+        raise RunKilled(_failure(run, code))
+    return _failure(run, code)
+
+
+def _gpus(runs: Sequence[SweepRun]) -> list[str | None]:
+    """The GPUs to share out, as CUDA_VISIBLE_DEVICES names them; [None] where there is nothing to choose."""
+    import torch
+
+    if all(run.config.device == "cpu" for run in runs) or not torch.cuda.is_available():
+        return [None]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    return [name.strip() for name in visible.split(",")]
+
+
+def _settle_precision(runs: Sequence[SweepRun]) -> list[SweepRun]:
+    """Decide precision auto once for all runs that begin: as the runs beside them, or else as measured here."""
+    from ppo_lib.accel.hardware import configure
+
+    auto, found = [run for run in runs if run.config.precision == "auto" and not run.begun], {"auto"}
+    for path in runs[0].run_dir.parent.glob("*/config.json") if auto else ():
+        with suppress(UserError):
+            found.add(read_config(path).precision)
+    precision = max(found - {"auto"}, default=None) or (configure(auto[0].config).precision if auto else "auto")
+    return [replace(run, config=run.config.replace(precision=precision)) if run in auto else run for run in runs]
+
+
+def _start(run: SweepRun, gpu: str | None = None) -> subprocess.Popen[bytes]:
+    """Start a run's process; its output is added to log.txt. gpu: the one that it sees unless it names its own."""
+    run.run_dir.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError, NotImplementedError), RunFolder(run.run_dir, run.config, resume=True).lock.acquire():
+        pass  # the process of a sweep that was killed may still be saving
+    path = os.pathsep.join(filter(None, [PROJECT, os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "30"}
+    if gpu is not None and run.config.device in ("auto", "cuda"):
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
+    arguments = run.arguments()
+    with open(run.run_dir / LOG, "ab", buffering=0) as log:
+        log.write(f"python -m ppo_lib {shlex.join(arguments)}\n".encode())
+        return subprocess.Popen(
+            [sys.executable, "-m", "ppo_lib", *arguments], env=environment, stdin=subprocess.DEVNULL, stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches the sweep alone, which passes it on
+            preexec_fn=LIBC and (lambda: LIBC.prctl(1, signal.SIGTERM)),  # PR_SET_PDEATHSIG: saves if the sweep dies
+        )  # fmt: skip
+
+
+def _stop(*processes: subprocess.Popen[bytes]) -> None:
+    """Ask runs to save and stop, and wait until they have."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(TIME_TO_SAVE)
+        process.kill()
+
+
+def _failure(run: SweepRun, code: int) -> str | None:
+    """Why a run's process ended before the run did; None if the run is complete."""
+    if code in (130, -signal.SIGTERM):
+        return "it was told to stop"
+    if code < 0:
+        hint = " (often: the machine is out of memory)" if code == -signal.SIGKILL else ""
+        return f"killed by {signal.Signals(-code).name}{hint}"
+    if code == 0:
+        return None if run.complete else "it ended without its last evaluation"
+    lines = re.split(r"[\r\n]+", (run.run_dir / LOG).read_text(encoding="utf-8", errors="replace"))
+    said = [line.strip() for line in lines if line.strip() and not re.search(r"\d+%\|", line)]  # no progress bar
+    return said[-1].removeprefix("error: ")[:300]
