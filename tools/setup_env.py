@@ -1,10 +1,9 @@
-"""Make the project's Python environment, or complete one that is there. `make setup` and the notebooks run this.
+"""Make the project's Python environment, or complete an existing one. `make setup` and the notebooks run this.
 
 - Needs nothing but a Python with pip, so that it runs on a bare machine and in Colab.
-- What it did is stamped into the environment: a second call finds the stamp and ends at once.
-- An environment of our own gets exactly the tested versions (constraints.txt).
-- One that isn't, or whose base Python has torch already, keeps its torch, numpy and ipywidgets (KEPT): pip may only
-  add to them. So no constraints.txt there.
+- A stamp in the environment says what was installed: a second call finds it and ends at once.
+- An environment of our own gets exactly the tested versions (constraints.txt). Another one, or one whose base Python
+  has torch already, keeps its torch, numpy and ipywidgets (KEPT): pip only adds to them, without constraints.txt.
 - The game's packages are installed without their dependencies: pyproject.toml says why, in [dependency-groups].
 """
 
@@ -21,26 +20,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ("torch", "numpy", "ipywidgets")
 STAMP = "ppo_lib_setup.json"
-ASK_VERSIONS = """
-import importlib.metadata, json, sys
-found = {}
-for name in sys.argv[1:]:
-    try:
-        found[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        pass
-print(json.dumps([".".join(map(str, sys.version_info[:3])), found]))
-"""
+ASK_VERSIONS = """import importlib.metadata, json, platform
+found = reversed(list(importlib.metadata.distributions()))  # of two that have one name, Python imports the first
+print(json.dumps([platform.python_version(), {d.name.lower(): d.version for d in found if d.name}]))"""
 
 
 class SetupError(Exception):
-    """Something that the user can mend: one sentence that says how."""
+    """A problem that the user can fix: one sentence that says how."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,16 +42,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--extras", default=None, help="pyproject's extras, with commas (default: test; --here: none)")
     parser.add_argument("--switch", action="store_true", help="make .venv anew if it holds another Python than this")
     options = parser.parse_args(arguments)
+    extras = options.extras if options.extras is not None else "" if options.here else "test"
+    folder = Path(sys.prefix) if options.here else options.venv.absolute()
     try:
         with open(__file__) as lock:
             with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(lock, fcntl.LOCK_EX)  # two makes at once: the second waits and then finds all done
-            if options.here:
-                complete(Path(sys.executable), Path(sys.prefix), options.extras or "", own=False)
-            else:
-                own = make_venv(options.venv.absolute(), options.switch)
-                extras = "test" if options.extras is None else options.extras
-                complete(options.venv.absolute() / "bin" / "python", options.venv.absolute(), extras, own)
+                fcntl.flock(lock, fcntl.LOCK_EX)  # of two makes at once, the second waits and then finds all done
+            own = False if options.here else make_venv(folder, options.switch)
+            complete(Path(sys.executable) if options.here else folder / "bin" / "python", folder, extras, own)
     except SetupError as error:
         print(error, file=sys.stderr)
         return 2
@@ -68,29 +57,25 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def make_venv(folder: Path, switch: bool) -> bool:
-    """Create the environment unless it is there; returns whether it is wholly ours, so that we choose its versions.
+    """Create the environment if it is missing; returns whether it is entirely ours, so that we choose its versions.
 
     A base Python that has torch lends it to the environment, since torch is large and may fit that machine's GPU.
     """
-    stamp = read_stamp(folder)
-    made_here = "own" in stamp  # `complete` stamps an environment of the user's too, which nobody may remove
-    wanted = [str(part) for part in sys.version_info[:2]]
+    stamp, wanted, present = read_stamp(folder), sys.version_info[:2], None
     if folder.exists() and any(folder.iterdir()):
-        try:
-            present = versions(folder / "bin" / "python", [])[0].split(".")[:2]
-        except (OSError, subprocess.CalledProcessError):
-            present = []  # no environment, or its base Python is gone
-        if not made_here:
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no environment, or its base Python is gone
+            present = tuple(map(int, versions(folder / "bin" / "python")[0].split(".")[:2]))
+        if "own" not in stamp:  # not made here, even if `complete` stamped it: never removed
             if not present:
                 raise SetupError(f"{folder} is no Python environment: remove it, or name another folder with VENV=.")
             if switch and present != wanted:
                 raise SetupError(
-                    f"{folder} has Python {'.'.join(present)}, not made by this project: remove it, or PYTHON=."
+                    f"{folder} has Python {present[0]}.{present[1]} and isn't ours: remove it, or PYTHON=."
                 )
             return False
         if stamp.get("made") and present and (present == wanted or not switch):
             return bool(stamp["own"])
-    lend = sys.prefix == sys.base_prefix and "torch" in versions(Path(sys.executable), ["torch"])[1]
+    lend = sys.prefix == sys.base_prefix and "torch" in versions(Path(sys.executable))[1]
     folder = folder.resolve()  # venv refuses links
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)  # a mounted disk can't be removed, only emptied
@@ -102,7 +87,7 @@ def make_venv(folder: Path, switch: bool) -> bool:
         cause = (made.stdout + made.stderr).strip().splitlines()[0]
         raise SetupError(
             f"{sys.executable} can't make an environment ({cause}): on Debian and Ubuntu "
-            "'apt-get install python3-venv' mends it, or name another Python with PYTHON=."
+            "'apt-get install python3-venv' fixes it, or name another Python with PYTHON=."
         )
     write_stamp(folder, {"own": not lend, "made": True})
     return not lend
@@ -110,37 +95,31 @@ def make_venv(folder: Path, switch: bool) -> bool:
 
 def complete(python: Path, folder: Path, extras: str, own: bool) -> None:
     """Install what is missing, unless the stamp says that nothing is."""
-    key = fingerprint(python, extras)
-    stamp = read_stamp(folder)
+    stamp, key = read_stamp(folder), fingerprint(python, extras)
     if stamp.get("key") == key:
         return
-    start = time.time()
-    version, found = versions(python, ["torch"])
-    patience = "" if found else " The first time takes minutes: torch is large."
+    version, found = versions(python)
+    patience = "" if "torch" in found else " The first time takes minutes: torch is large."
     print(f"Setting up {folder} (Python {version}).{patience}", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         for command in commands(python, extras, own, Path(scratch)):
             if subprocess.run(command, cwd=ROOT, env={**os.environ, "PIP_ROOT_USER_ACTION": "ignore"}).returncode:
-                raise SetupError(
-                    "The set-up stopped: pip's message above has the cause. Mend it (often network or disk space), "
-                    "and give the same command again."
-                )
-    with contextlib.suppress(OSError):  # a system's folder: the next call checks again, which costs seconds
+                raise SetupError("The set-up stopped: pip's message above says why. Fix it and repeat the command.")
+    with contextlib.suppress(OSError):  # a system's folder: the next call checks again, which takes seconds
         write_stamp(folder, {**stamp, "key": key})
-    names = ["torch", "numpy", "gymnasium", *(requirement.split("==")[0] for requirement in game_packages())]
-    ready = ", ".join(f"{name} {number}" for name, number in versions(python, names)[1].items())
-    print(f"Ready after {time.time() - start:.0f} s: {ready}.", flush=True)
+    names = ("torch", "numpy", "gymnasium", *(requirement.split("==")[0] for requirement in game_packages()))
+    found = versions(python)[1]
+    print(f"Ready: {', '.join(f'{name} {found[name]}' for name in names if name in found)}.", flush=True)
 
 
 def commands(python: Path, extras: str, own: bool, scratch: Path) -> list[list[str]]:
     """The pip commands that install the project and then the game. `scratch`: a folder for a constraints file."""
     constraints = ROOT / "constraints.txt"
     if not own:
-        kept = versions(python, KEPT)[1]
-        constraints = scratch / "kept.txt"
-        constraints.write_text("".join(f"{name}=={version}\n" for name, version in kept.items()))
+        constraints, found = scratch / "kept.txt", versions(python)[1]
+        constraints.write_text("".join(f"{name}=={found[name]}\n" for name in KEPT if name in found))
     pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-warn-conflicts"]
-    pip.append("--no-compile")  # Python compiles what is imported when it is; all of torch would take longer
+    pip.append("--no-compile")  # Python compiles what is imported when it is; compiling all of torch would take longer
     project = f"{ROOT}[{extras}]" if extras else str(ROOT)
     return [[*pip, "-c", str(constraints), "-e", project], [*pip, "--no-deps", *game_packages()]]
 
@@ -151,29 +130,28 @@ def game_packages() -> list[str]:
     return re.findall(r'"(.+)"', group[1])
 
 
-def versions(python: Path, names: list[str] | tuple[str, ...]) -> tuple[str, dict[str, str]]:
-    """The version of a Python and of those of its packages that are installed."""
-    command = [str(python), "-c", ASK_VERSIONS, *names]
-    version, found = json.loads(subprocess.run(command, capture_output=True, check=True, cwd="/").stdout)
-    return version, found
+def versions(python: Path) -> tuple[str, dict[str, str]]:
+    """The version of a Python and those of its packages."""
+    done = subprocess.run([str(python), "-c", ASK_VERSIONS], capture_output=True, check=True, cwd="/")
+    return tuple(json.loads(done.stdout))
 
 
 def fingerprint(python: Path, extras: str) -> str:
     """Changes when what has to be installed changes: Python, folder, requirements or tested versions."""
     requirements = (ROOT / "pyproject.toml").read_text().split("[tool.")[0]
-    text = "\n".join([versions(python, [])[0], extras, str(ROOT), requirements, (ROOT / "constraints.txt").read_text()])
-    return hashlib.sha256(text.encode()).hexdigest()
+    parts = [versions(python)[0], extras, str(ROOT), requirements, (ROOT / "constraints.txt").read_text()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def read_stamp(folder: Path) -> dict[str, object]:
-    """What earlier calls wrote into the environment; empty if nothing readable."""
-    try:
+    """What earlier calls wrote into the environment; empty if there is nothing readable."""
+    with contextlib.suppress(OSError, ValueError):
         return json.loads((folder / STAMP).read_text())
-    except (OSError, ValueError):
-        return {}
+    return {}
 
 
 def write_stamp(folder: Path, stamp: dict[str, object]) -> None:
+    """Replace the stamp."""
     (folder / STAMP).write_text(json.dumps(stamp) + "\n")
 
 

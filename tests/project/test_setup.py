@@ -203,14 +203,45 @@ def test_environment_yml_gives_what_these_tests_run_on(tmp_path: Path) -> None:
     assert not changes.keys() - set(ours), changes  # all but itself: only what procgen-gym declares and doesn't use
 
 
+@pytest.mark.slow
+def test_an_installed_wheel_trains_evaluates_and_reports(tmp_path: Path) -> None:
+    """Far from the checkout: what training, the C kernels and the report page need is in the wheel."""
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "ppo_lib", tmp_path / "ppo_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    done = run(*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index", "-w", tmp_path, tmp_path)
+    assert done.returncode == 0, done.stderr
+    [wheel] = tmp_path.glob("*.whl")
+    installed, empty = tmp_path / "installed", tmp_path / "empty"
+    done = run(*pip, "install", "-q", "--no-deps", "--no-index", "--target", installed, wheel)
+    assert done.returncode == 0 and (installed / "ppo_lib" / "accel" / "impala.c").is_file(), done.stderr
+    empty.mkdir()
+
+    def python(*arguments: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(installed)}
+        done = run(sys.executable, *arguments, cwd=empty, env=environment, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert python("-c", "import ppo_lib; print(ppo_lib.__file__)").startswith(str(installed))
+    sizes = {"num-envs": 2, "num-steps": 8, "sequence-length": 8, "num-minibatches": 1, "total-steps": 16}
+    flags = [text for name, size in sizes.items() for text in (f"--{name}", str(size))]
+    python("-m", "ppo_lib", "train", "--run", "tiny", "--eval-episodes", "2", *flags)
+    assert len((empty / "results" / "tiny" / "evaluation.csv").read_text().splitlines()) == 5
+    python("-m", "ppo_lib", "report", "tiny")
+    assert "tiny" in (empty / "results" / "tiny" / "report.html").read_text()
+
+
 def test_make_lists_its_targets_and_says_what_is_wrong_with_a_python() -> None:
     listed = make().stdout
     for target in ("setup", "train", "test", "lab", "notebooks", "colab-test", "badges", "bench", "clean"):
         assert f"make {target} " in listed
     missing = make("setup", "PYTHON=python3.99")
     assert missing.returncode == 2 and "There is no python3.99 here" in missing.stderr
-    plan = make("-n", "train", f"PYTHON={sys.executable}", "VENV=elsewhere", "ARGS=--seed 1").stdout
-    assert "elsewhere/bin/python -m ppo_lib train --preset quick --finish --seed 1" in plan
+    plan = make("-n", "train", f"PYTHON={sys.executable}", "VENV=my env", "ARGS=--seed 1").stdout
+    assert '--venv "my env"' in plan
+    assert '"my env/bin/python" -m ppo_lib train --preset quick --finish --seed 1' in plan
 
 
 def test_old_python_is_told_so(tmp_path: Path) -> None:
