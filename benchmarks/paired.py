@@ -121,7 +121,8 @@ def page(groups: Sequence[Group], command: str) -> str:
         title=" · ".join(sorted(changed)), settings=settings, steps=run.steps, episodes=len(run.final("unseen")),
         means=markdown_table(["setting", "seeds", "training levels", "unseen levels", "steps/s"], means),
         differences=markdown_table(["setting", "compared with", *splits], differences),
-        times=markdown_table(["setting", "seed", "unseen return first at 5 or more", "at 8 or more"], times),
+        times=markdown_table(["setting", "seed", "unseen return first at 5 or more", "at 8 or more"], times)
+        if any(row[2:] != ["-", "-"] for row in times) else "No run reached a return of 5 on unseen levels.",
         command=command,
     )  # fmt: skip
 

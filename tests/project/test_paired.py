@@ -1,10 +1,15 @@
 """The comparison of settings pairs runs by seed and says what their files say."""
 
-import numpy as np
+import re
+
 import paired
 import pytest
 from fake_runs import make_run
 from figure_audit import unnamed
+
+from ppo_lib.config import UserError
+from ppo_lib.runs import SPLITS
+from ppo_lib.study import groups
 
 STEPS = 12 * 64 * 256
 
@@ -22,27 +27,27 @@ def folder(tmp_path):
 
 
 def test_only_complete_pairs_count(folder):
-    base, [variant] = paired.load_groups(folder, "precision=float32")
-    assert base.settings["precision"] == "float32" and variant.changes(base) == {"precision": "bf16"}
-    ours, theirs = paired.pairs(variant, "unseen")
-    assert len(ours) == len(theirs) == 2  # seeds 1 and 2
-    assert np.array_equal(theirs[1], base.runs[2].final("unseen").returns)
-
-
-def test_the_difference_is_that_of_the_files(folder):
-    base, [variant] = paired.load_groups(folder, "precision=float32")
-    means = [np.mean([g.runs[seed].final("unseen").returns.mean() for seed in (1, 2)]) for g in (variant, base)]
-    found = paired.difference(variant, "unseen")
-    assert found.value == pytest.approx(means[0] - means[1])
-    assert found.low < found.value < found.high and found.low > 0
+    base, variant = paired.load_groups(folder, "precision=float32")
+    assert base.runs[0].config.precision == "float32" and variant.changed == (("precision", "bf16"),)
+    pairs = groups.paired_returns(variant.runs, base.runs, "unseen")
+    assert list(pairs) == [1, 2]
+    theirs = {run.config.seed: run for run in base.runs}[2].final("unseen").returns
+    assert sorted(pairs[2][1]) == sorted(theirs)
 
 
 def test_the_base_is_what_the_others_differ_from(tmp_path):
     for name, changes in {"a": {"recurrent": False}, "b": {}, "c": {"num_epochs": 2}, "d": {"num_levels": 9}}.items():
         make_run(tmp_path / name, total_steps=STEPS, **changes)
-    base, variants = paired.load_groups(tmp_path)
-    assert base.runs[0].name == "b" and [v.runs[0].name for v in variants] == ["c", "d", "a"]
-    assert [v.change for v in variants] == ["--num-epochs 2", "--num-levels 9", "--no-recurrent"]
+    found = paired.load_groups(tmp_path)
+    assert [group.runs[0].name for group in found] == ["b", "c", "d", "a"]
+    assert [group.name for group in found] == ["base", "--num-epochs 2", "--num-levels 9", "--no-recurrent"]
+
+
+def test_decay_is_one_setting_whatever_the_length_of_the_others(tmp_path):
+    """total_steps shapes learning only with a learning rate that decays over it."""
+    make_run(tmp_path / "base", total_steps=STEPS - 10)
+    make_run(tmp_path / "decay", total_steps=STEPS, anneal_lr=True)
+    assert [group.name for group in paired.load_groups(tmp_path, "anneal_lr=false")] == ["base", "--anneal-lr"]
 
 
 def test_a_setting_that_needs_another_is_compared_with_it(tmp_path):
@@ -50,42 +55,40 @@ def test_a_setting_that_needs_another_is_compared_with_it(tmp_path):
     changes = {"plain": {"recurrent": False}, "gru": {}, "long": {"sequence_length": 64}, "epochs": epochs}
     for shift, (name, change) in enumerate(changes.items()):
         make_run(tmp_path / name, float(shift), total_steps=STEPS, **change)
-    base, variants = paired.load_groups(tmp_path, "recurrent=false")
-    found = {group.runs[0].name: group for group in (base, *variants)}
+    chain = paired.load_groups(tmp_path, "recurrent=false")
+    found = {group.runs[0].name: group for group in chain}
     assert list(found) == ["plain", "epochs", "gru", "long"]
-    assert found["gru"].against is base and found["long"].against is found["gru"]
+    assert found["gru"].against is found["plain"] and found["long"].against is found["gru"]
     assert found["long"].name == "--recurrent --sequence-length 64"
     mean = {name: group.runs[0].final("unseen").returns.mean() for name, group in found.items()}
-    assert paired.difference(found["long"], "unseen").value == pytest.approx(mean["long"] - mean["gru"])
-    assert "| `--sequence-length 64` | `--recurrent` |" in paired.page(base, variants, "the command")
-    labels = [label.get_text() for label in paired.draw(base, variants).axes[1].get_yticklabels()]
+    page = paired.page(chain, "the command")
+    [row] = [line for line in page.splitlines() if line.startswith("| `--sequence-length 64` | `--recurrent` |")]
+    assert f"| {mean['long'] - mean['gru']:.2f} [" in row and f"| {mean['long'] - mean['gru']:+.2f} " in row
+    labels = [label.get_text() for label in paired.draw(chain).axes[1].get_yticklabels()]
     assert labels == ["--num-epochs 2", "--recurrent", "--sequence-length 64\nwith --recurrent"]
 
 
 def test_unlimited_levels_come_last(tmp_path):
     for levels in (200, 0, 10, 50):
         make_run(tmp_path / str(levels), total_steps=STEPS, num_levels=levels)
-    _, variants = paired.load_groups(tmp_path, "num_levels=10")
-    assert [v.runs[0].name for v in variants] == ["50", "200", "0"]
+    assert [g.runs[0].name for g in paired.load_groups(tmp_path, "num_levels=10")] == ["10", "50", "200", "0"]
 
 
-def test_the_page_and_the_picture(folder, capsys):
-    assert paired.main([str(folder), "--base", "precision=float32"]) == 0
+def test_the_page_and_the_figure(folder, capsys):
+    paired.main(folder, "precision=float32")
     page = (folder / "README.md").read_text()
-    base, variants = paired.load_groups(folder, "precision=float32")
-    assert str(paired.difference(variants[0], "train")) in page and "| 400 |" in page
-    assert unnamed(paired.draw(base, variants)) == [] and (folder / "paired.png").stat().st_size > 1000
-
-
-def test_the_page_says_when_a_return_was_reached(folder):
-    base, variants = paired.load_groups(folder, "precision=float32")
-    [best] = [row for row in paired.reached((base, *variants), (0.5, 99)) if row.startswith("| base | 1 |")]
+    base, variant = paired.load_groups(folder, "precision=float32")
+    for split in SPLITS:
+        found = groups.paired_difference(variant.runs, base.runs, split)
+        assert str(found) in page and found.low > 0
+    assert "| 400 " in page and str(groups.summarize_experiment(base.runs).unseen.mean) in page
     half = STEPS // 2  # of the steps, at the first evaluation, and of the 12 updates, 40 seconds each
-    assert best == f"| base | 1 | {half / 1000:.3g}k steps, 4 min | not |"
-    assert paired.reached((base,), (99,)) == []
+    assert re.search(rf"\| `--precision bf16` +\| +2 \| {half / 1000:.3g}k steps, 4 min ", page), page
+    assert unnamed(paired.draw([base, variant])) == [] and (folder / "paired.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("wish", ["", "precision=float32", "num_levels=7"])
-def test_without_pairs_it_says_what_to_do(tmp_path, capsys, wish):
+def test_without_pairs_it_says_what_to_do(tmp_path, wish):
     make_run(tmp_path / "alone", total_steps=STEPS)
-    assert paired.main([str(tmp_path), "--base", wish]) == 2 and "run the sweep first" in capsys.readouterr().err
+    with pytest.raises(UserError, match="run the sweep first"):
+        paired.main(tmp_path, wish)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import errno
 import re
 import shlex
 from html.parser import HTMLParser
@@ -14,11 +14,12 @@ from fake_runs import make_run
 
 from ppo_lib import stats
 from ppo_lib.config import UserError, preset
-from ppo_lib.encode import write_video
 from ppo_lib.runs import load_run
 from ppo_lib.study import published
-from ppo_lib.study.experiments import summarize_run
+from ppo_lib.study import report as module
+from ppo_lib.study.groups import summarize_experiment, summarize_run
 from ppo_lib.study.report import command_of, write_report
+from ppo_lib.video import write_video
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "results" / "reference" / "starpilot_easy200_openai_ppo.csv"
@@ -43,6 +44,14 @@ class Tags(HTMLParser):
         return sum(name == tag for name, _ in self.tags)
 
 
+@pytest.fixture(autouse=True)
+def quick_figures(request, monkeypatch) -> None:
+    """Figures are made, but only one test pays for their pixels: elsewhere a file says how much is drawn on them."""
+    if request.function is not test_report_of_a_run:
+        png = lambda figure: b"\x89PNG %s" % repr([len(axis.get_children()) for axis in figure.axes]).encode()  # noqa: E731
+        monkeypatch.setattr(module, "figure_png", png)
+
+
 def check_self_contained(page: Path) -> None:
     for _, attributes in Tags(page).tags:
         for name in ("src", "href", "poster", "srcset"):
@@ -61,7 +70,7 @@ def test_report_of_a_run(tmp_path: Path) -> None:
     check_self_contained(page)
     tags = Tags(page)
     assert tags.count("video") == 1
-    assert tags.count("img") == 5  # four figures and the film's still picture
+    assert tags.count("img") == 5  # four figures and the video's still picture
     assert all(attributes.get("alt") for tag, attributes in tags.tags if tag == "img")
     assert any(attributes.get("name") == "viewport" for tag, attributes in tags.tags if tag == "meta")
     assert page.stat().st_size < 2_000_000
@@ -79,13 +88,12 @@ def test_numbers_are_those_of_the_csv(tmp_path: Path) -> None:
         assert f"{returns.mean():.2f}95%: {low:.2f} to {high:.2f}" in text  # tile
         assert f"{returns.mean():.2f} [{low:.2f}, {high:.2f}]" in text  # table
     assert str(stats.generalization_gap(train, unseen)) in text
-    assert f"{stats.interquartile_mean(unseen):.2f}" in text
     assert f"{(unseen.mean() - 2.5) / 61.5:.2f}" in text
     assert "random agent1.5" in text
 
 
 @pytest.mark.parametrize("place", ["run", "sweep/run"])
-def test_film_and_published_curves_are_found(tmp_path: Path, place: str, monkeypatch) -> None:
+def test_video_and_published_curves_are_found(tmp_path: Path, place: str, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     paper = dict(num_levels=200, use_backgrounds=True, restrict_themes=False)
     folder = make_run(tmp_path / "results" / place, updates=20, **paper)
@@ -106,66 +114,62 @@ def test_film_and_published_curves_are_found(tmp_path: Path, place: str, monkeyp
     assert (folder / "learning_curve.png").read_bytes() != alone
 
 
-PAPER = dict(num_levels=200, use_backgrounds=True, restrict_themes=False, total_steps=1_000_000, num_envs=512)
-
-
 def test_published_results_stand_beside_runs_of_their_protocol(tmp_path: Path) -> None:
-    results = ROOT / "results"
-    runs = [load_run(make_run(tmp_path / "easy", updates=8, **PAPER))]
-    header, *rows = published.table(runs, results)
-    assert header == published.HEADER and {row[1] for row in rows} == {"200"}
-    assert ["PPO", "200", "25,000,000", "10", "-", "26.8 ± 1.5", "PLR, arXiv 2010.03934, table 2"] in rows
-    assert "mixreg" in Tags(write_report(runs, tmp_path / "page.html", results=results)).text
-    other = load_run(make_run(tmp_path / "other", **{**PAPER, "distribution_mode": "hard"}))
-    assert published.table([*runs, other], results) == [] and published.tables(runs, tmp_path) == []
-    unlimited = load_run(make_run(tmp_path / "unlimited", **{**PAPER, "num_levels": 0}))
-    assert {row[1] for row in published.table([unlimited], results)[1:]} == {"unlimited"}
+    paper = dict(num_levels=200, use_backgrounds=True, restrict_themes=False, total_steps=1_000_000, num_envs=512)
+    runs = [load_run(make_run(tmp_path / f"s{seed}", updates=8, seed=seed, **paper)) for seed in (0, 1)]
+    text = Tags(write_report(runs, tmp_path / "page.html", results=ROOT / "results")).text
+    for rows, note in published.tables(runs, ROOT / "results"):
+        assert note in text and all(cell in text for row in rows for cell in row)
+    assert "mixreg" in text and "s0 (2 seeds)" in text
 
 
-def test_published_curves_are_read_off_where_all_seeds_were_evaluated(tmp_path: Path, monkeypatch) -> None:
-    """Two seeds were evaluated at 262,144 and 524,288 steps, a third at 524,288 and 1,048,576."""
-    runs = [load_run(make_run(tmp_path / f"s{seed}", updates=4, seed=seed, shift=seed, **PAPER)) for seed in (0, 1)]
-    runs += [load_run(make_run(tmp_path / "s2", updates=8, seed=2, shift=2, **PAPER))]
-    runs += [load_run(make_run(tmp_path / "ten", updates=8, **{**PAPER, "num_levels": 10}))]
-    header, row = published.comparison(runs, ROOT / "results")
-    assert header == published.COMPARED and row[:3] == ["s0 (3 seeds)", "3", "524,288"]
-    with open(REFERENCE, newline="") as file:
-        points = {(r["split"], r["run"], r["timesteps"]): float(r["mean_episode_return"]) for r in csv.DictReader(file)}
-    for split, ours, theirs in (("train", *row[3:5]), ("test", *row[5:])):
-        known = []
-        for name in "012":
-            before, after = (points[split, name, str(steps)] for steps in (500_000, 1_000_000))
-            known.append(before + (after - before) * 24_288 / 500_000)
-        assert theirs == f"{np.mean(known):.2f} ({', '.join(f'{mean:.2f}' for mean in known)})"
-        returns = [run.evaluation.select("unseen" if split == "test" else split, 524_288).returns for run in runs[:3]]
-        assert ours == f"{stats.estimate(returns)} ({', '.join(f'{r.mean():.2f}' for r in returns)})"
-    page = Tags(write_report(runs, tmp_path / "page.html", results=ROOT / "results")).text
-    assert row[3] in page and row[4] in page
-    short = load_run(make_run(tmp_path / "short", updates=1, **PAPER))
-    assert published.comparison([short], ROOT / "results") == []  # before the curves begin
-    assert published.comparison(runs[3:], ROOT / "results") == []
-    alone = published.comparison(runs[2:3], ROOT / "results")
-    assert [row[2] for row in alone[1:]] == ["524,288", "1,048,576"] and "(" not in alone[1][3]
-    monkeypatch.setattr(published, "_MOST_ROWS", 1)
-    assert published.comparison(runs[2:3], ROOT / "results") == [header, alone[-1]]
+def test_the_interquartile_mean_is_that_of_four_runs_or_more(tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / f"s{seed}", float(seed), seed=seed) for seed in range(4)]
+    summary = summarize_experiment([load_run(folder) for folder in folders])
+    tile = f"middle half of the runs{summary.unseen.iqm.value:.2f}"
+    assert tile in Tags(write_report(folders)).text and summary.unseen.iqm.value != summary.unseen.mean.value
+    assert "middle half" not in Tags(write_report(folders[:3])).text
 
 
 def test_when_a_return_was_reached(tmp_path: Path) -> None:
     good = make_run(tmp_path / "good", shift=4)  # evaluated after 6 and 12 updates of 40 seconds
-    make_run(tmp_path / "bad", shift=-4)
+    make_run(tmp_path / "bad", shift=-4, num_levels=9)
     assert "until unseen levels give" not in Tags(write_report(tmp_path / "bad")).text
     text = Tags(write_report([good, tmp_path / "bad"])).text
-    assert re.search(r"5 or more8 or more\s*good98.3k steps, 4 minutes", text), text
+    assert re.search(r"5 or more8 or more\s*good98.3k steps, 4 min", text), text
+    (good / "metrics.csv").unlink()  # then the steps are known, the minutes are not
+    assert re.search(r"8 or more\s*good98.3k steps(?!,)", Tags(write_report(good)).text)
+    assert "until unseen levels give" not in Tags(write_report(make_run(tmp_path / "maze", 4, env_name="maze"))).text
 
 
-def test_report_of_an_unfinished_run(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "new")
-    (folder / "evaluation.csv").unlink()
+HEADS = {"metrics.csv": "steps,seconds,return_mean\n", "evaluation.csv": "steps,split,level_seed,return,length\n"}
+
+
+@pytest.mark.parametrize("evaluation", ["there", "head", "absent"])
+@pytest.mark.parametrize("metrics", ["there", "head", "absent"])
+def test_report_of_an_unfinished_run(tmp_path: Path, metrics: str, evaluation: str) -> None:
+    """Whatever a run doesn't have yet, alone and beside a complete run."""
+    folder = make_run(tmp_path / "new", 4.0)
+    for name, state in (("metrics.csv", metrics), ("evaluation.csv", evaluation)):
+        if state == "absent":
+            (folder / name).unlink()
+        elif state != "there":
+            (folder / name).write_text(HEADS[name])
     tags = Tags(write_report(folder))
-    assert "Not evaluated yet" in tags.text and "No film yet" in tags.text
-    assert tags.count("img") == 2
-    (folder / "metrics.csv").unlink()
-    assert Tags(write_report(folder)).count("img") == 0
+    assert ("Not evaluated yet" in tags.text) == (evaluation != "there") and "No video yet" in tags.text
+    expected = {("there", "there"): 4, ("there", ""): 2, ("", "there"): 3, ("", ""): 0}
+    assert tags.count("img") == expected[tuple(state * (state == "there") for state in (metrics, evaluation))]
+    other = make_run(tmp_path / "other", num_levels=200)
+    assert str(summarize_run(other).gap) in Tags(write_report([folder, other])).text
+
+
+def test_report_of_a_run_with_one_split_or_seeds_without_common_steps(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a")
+    path = folder / "evaluation.csv"
+    path.write_text("".join(line for line in path.open() if ",unseen," not in line))
+    assert "share no number of steps at which every run played both splits" in Tags(write_report(folder)).text
+    seeds = [make_run(tmp_path / f"s{n}", updates=n, seed=n) for n in (4, 12)]  # evaluated at 2 and 4, at 6 and 12
+    assert "share no number of steps" in Tags(write_report(seeds)).text
 
 
 def test_report_of_several_runs(tmp_path: Path) -> None:
@@ -179,8 +183,8 @@ def test_report_of_several_runs(tmp_path: Path) -> None:
     check_self_contained(page)
     text = Tags(page).text
     assert "a (2 seeds)" in text and "c" in text
-    assert "from all seeds from a run's last training level on" in text
-    assert "from all seeds from 50 on" in Tags(write_report(folders[:2])).text
+    assert re.search(r"from all\s+seeds from a run's last training level on", text)
+    assert re.search(r"from all\s+seeds from 50 on", Tags(write_report(folders[:2])).text)
     assert (tmp_path / "report_levels_curve.png").exists()
     other = write_report(folders, tmp_path / "sub" / "compare.html")
     assert other.exists() and str(summarize_run(folders[2]).unseen.mean) in Tags(other).text
@@ -202,6 +206,17 @@ def test_wrong_folders(tmp_path: Path) -> None:
         write_report(tmp_path)
     with pytest.raises(UserError, match="needs a run"):
         write_report([])
+
+
+@pytest.mark.parametrize(("code", "cause"), [(errno.ENOSPC, "disk is full"), (errno.EACCES, "Permission denied")])
+def test_the_cause_of_a_failed_write_is_named(tmp_path: Path, monkeypatch, code: int, cause: str) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, "Permission denied")
+
+    folder = make_run(tmp_path / "a", updates=2)
+    monkeypatch.setattr(module, "atomic_write", refuse)
+    with pytest.raises(UserError, match=cause):
+        write_report(folder)
 
 
 def test_command_repeats_the_run(tmp_path: Path) -> None:
