@@ -75,7 +75,7 @@ def _compile(target: Path, flags: Sequence[str]) -> Path:
             # linked without -fopenmp: torch has loaded its own OpenMP, whose threads are shared
             for how in ((*flags, "-c", "-o", compiled, SOURCE), ("-shared", "-o", linked, compiled)):
                 subprocess.run(["cc", *map(str, how)], check=True, capture_output=True, timeout=120)
-            linked.replace(target)  # whole or not at all, whoever else compiles it now
+            linked.replace(target)  # atomic, since another process may compile it now, too
     return target
 
 
