@@ -23,7 +23,6 @@ COMPARED_NOTE = (
     "which lag behind the agent; their unseen levels are all levels. In brackets the single runs."
 )
 _MOST_ROWS = 12  # of an experiment
-
 Curves = dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]]  # split -> (steps, mean returns) of each run
 Diagnostics = dict[str, dict[int, list[float]]]  # metric -> steps -> the value of each run
 
