@@ -1,246 +1,334 @@
-"""Films of a policy: training levels beside unseen levels, with its value estimate and action probabilities.
+"""Videos of a policy: training levels beside unseen levels, with its value estimate and action probabilities.
 
-- The panel belongs to the picture: value and probabilities are those with which the highlighted action was chosen.
-- Every game runs in an environment of its own, so that an ended episode can stand still while the others go on.
-- Actions are sampled, as in training and evaluation; greedy is an option.
+- A panel shows the value and the probabilities with which the highlighted action was chosen in the frame beside it.
+- Every game runs in an environment of its own, so that an ended episode can stand still while the others continue.
+- Videos are H.264 mp4, which every browser plays, written by imageio with the ffmpeg of imageio-ffmpeg.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import base64
+import io
+import math
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, suppress
+from functools import lru_cache
+from itertools import islice, repeat
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import imageio.v3 as iio
+import imageio_ffmpeg
+import matplotlib
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from PIL import Image
-from torch import nn
+from PIL import Image, ImageDraw, ImageFont
+from torch.nn import Module
 
-from ppo_lib.accel.hardware import to_device
+from ppo_lib.checkpoint import write_error
 from ppo_lib.config import PPOConfig, UserError, derive_seed
-from ppo_lib.encode import write_video
 from ppo_lib.envs import make_env
-from ppo_lib.video_panel import View, action_labels, draw_sheet, draw_tile
+from ppo_lib.plots import SPLIT_COLOR
+from ppo_lib.rollout import PlayedStep, Player
+from ppo_lib.runs import SPLITS
 
-FPS = 15  # game steps a second, Procgen's own speed
-Shot = tuple[str, int | None]  # split, and one level's seed or None for levels drawn from the split
+FPS = 15  # game steps per second, Procgen's own speed
+# The keys behind Procgen's 15 actions, in their order (the game's own combination table).
+_MOVES = ("LEFT+DOWN", "LEFT", "LEFT+UP", "DOWN", "noop", "UP", "RIGHT+DOWN", "RIGHT", "RIGHT+UP")
+ACTION_NAMES = (*_MOVES, "D", "A", "W", "S", "Q", "E")
+# In StarPilot the last six fire without moving: A backwards, the five others forwards, all alike.
+_STARPILOT_KEYS = {"D": "D fire", "A": "A fire back", "W": "W fire", "S": "S fire", "Q": "Q fire", "E": "E fire"}
+_GAME, _PANEL, _HEADER, _GAP = 512, 224, 40, 8  # pixels: a game's side, a panel's width, a header's height, between
+_LEFT, _RIGHT, _BAR = _GAME + 12, _GAME + 212, _GAME + 106  # of a panel's content, and of its bars
+_BRIGHT = {"train": "#56B4E9", "unseen": "#E69F00"}  # lighter shades of the splits' colours, for a dark panel
+_TEXT, _DIM = "#f2f2f2", "#9aa3ad"
+Shots = Sequence[tuple[str, int | None]]  # split, and one level's seed or None for levels drawn from the split
 
 
-@dataclass(frozen=True)
-class Moment:
-    """One step: what the agent saw, thought and did, and what came of it."""
+class Moment(NamedTuple):
+    """One step of a game."""
 
-    frame: NDArray[np.uint8]  # [512, 512, 3], before the step
-    obs: NDArray[np.uint8]  # [64, 64, 3], what the policy saw
-    view: View
-    reward: float
-    done: bool
+    frame: np.ndarray  # uint8 [512, 512, 3], before the step
+    played: PlayedStep  # of one environment
+    probabilities: np.ndarray  # float32 [A], of the actions
+    score: float  # raw return before the step
+    values: list[float]  # the critic's estimates from the episode's start to this step
 
 
-@dataclass(frozen=True)
-class Recording:
-    """One episode of T steps."""
+class Recording(NamedTuple):
+    """One episode of T steps; cut off by max_steps if the last entry of done is False."""
 
-    frames: NDArray[np.uint8]  # [T, size, size, 3]
-    obs: NDArray[np.uint8]  # [T, 64, 64, 3]
-    action: NDArray[np.int64]  # [T]
-    reward: NDArray[np.float32]  # [T], raw
-    value: NDArray[np.float32]  # [T], the critic's estimates (in normalised reward)
-    probabilities: NDArray[np.float32]  # [T, A]
-    done: NDArray[np.bool_]  # [T]; False at the end if max_steps cut the episode
+    frames: np.ndarray  # uint8 [T, size, size, 3]
+    action: np.ndarray  # int64 [T]
+    reward: np.ndarray  # float32 [T], raw
+    value: np.ndarray  # float32 [T], the critic's estimates (in normalised reward)
+    probabilities: np.ndarray  # float32 [T, A], of the actions
+    done: np.ndarray  # bool [T]
     level_seed: int
 
-    @property
-    def return_(self) -> float:
-        """The episode's raw score."""
-        return float(self.reward.sum())
 
-
-def film(
-    policy: nn.Module,
+def record_video(
+    policy: Module,
     config: PPOConfig,
     path: str | Path,
     *,
     levels: int = 4,
-    shots: Sequence[Shot] | None = None,
+    shots: Shots = (),
     seed: int = 0,
-    greedy: bool = False,
-    max_seconds: float = 20,
-    max_bytes: int = 1_000_000,
-    once: bool = False,
+    **end: Any,
 ) -> Path:
-    """Film a policy on `levels` games at once, half on training levels (left), half on unseen levels (right).
+    """Record a policy on `levels` games at once, half on training levels (left), half on unseen levels (right).
 
-    policy: policy(obs, state, reset) -> logits, value, state (an ActorCritic, or any module of that form)
-    path: of the mp4 (H.264, 15 frames a second, at most max_bytes)
-    levels: games to show, an even number; with shots they are named one by one: ("train", None) draws levels,
-        ("unseen", 4711) plays that level
-    seed: of the levels and the sampled actions
-    once: every game plays one episode and the film ends with the longest (at most after max_seconds);
-        otherwise an ended episode is followed by the next
-    Returns the path. Raises UserError for levels that don't belong to their split and for unwritable files.
+    policy: policy(obs, state, episode_start) -> logits, value, state (an ActorCritic, or any module of that form)
+    shots: the games one by one instead: ("train", None) draws levels, ("unseen", 4711) plays that level
+    end: max_seconds (20), max_bytes (1,000,000), once (every game plays one episode; the video ends with the longest)
+    Returns the path. Raises UserError for levels that aren't part of their split and for files that can't be written.
     """
-    if shots is None:
-        if levels < 2 or levels % 2:
-            raise UserError(
-                f"levels must be an even number, half for training and half for unseen levels, not {levels}."
-            )
-        shots = [(split, None) for split in ("train", "unseen") for _ in range(levels // 2)]
-    if max_seconds <= 0:
-        raise UserError(f"max_seconds must be above 0, not {max_seconds}.")
-    columns = [split for split in ("train", "unseen") if any(shot[0] == split for shot in shots)]
-    if len(columns) < len({split for split, _ in shots}):
-        raise UserError("Every shot needs a split: 'train' or 'unseen'.")
+    if not shots and (levels < 2 or levels % 2):
+        raise UserError(f"levels must be even, half for training and half for unseen levels, not {levels}.")
     known = f"Training levels ({config.num_levels or 'unlimited'})"
-    headers = [(split, known if split == "train" else "Unseen levels: never in training") for split in columns]
-    games = [[] for _ in columns]
-    for index, shot in enumerate(shots):
-        moments = moments_of(policy, config, shot, seed=derive_seed(seed, index), greedy=greedy)
-        games[columns.index(shot[0])].append(moments)
-    sheets = _sheets(games, headers, action_labels(config.env_name), int(max_seconds * FPS), once)
-    return write_video(sheets, path, fps=FPS, max_bytes=max_bytes)
+    columns = [("train", known, []), ("unseen", "Unseen levels: never in training", [])]
+    for index, (split, level) in enumerate(shots or [(split, None) for split in SPLITS for _ in range(levels // 2)]):
+        if split not in SPLITS:
+            raise UserError(f"A shot's split is 'train' or 'unseen', not {split!r}.")
+        game = moments_of(policy, config, split, level, seed=derive_seed(seed, index))
+        columns[SPLITS.index(split)][2].append(game)
+    return _write_games([column for column in columns if column[2]], config.env_name, path, **end)
 
 
-def film_beside(
-    players: Sequence[tuple[str, nn.Module, PPOConfig]],
-    path: str | Path,
-    *,
-    rows: int = 2,
-    seed: int = 0,
-    greedy: bool = False,
-    max_seconds: float = 20,
-    max_bytes: int = 1_000_000,
+def record_comparison(
+    players: Sequence[tuple[str, Module, PPOConfig]], path: str | Path, *, rows: int = 2, seed: int = 0, **end: Any
 ) -> Path:
-    """Film several policies on the same levels, which none of them trained on: a column each, a level a row.
+    """Record several policies on the same levels, which none of them trained on: a column per policy, a row per level.
 
-    players: (header, policy, config) of each, with one game in common; the rest as for film, of which this is the twin
-    Returns the path. Raises UserError for players of different games and for unwritable files.
+    players: (header, policy, config) of each, all of the same game; the rest as for record_video
     """
     configs = [config for _, _, config in players]
     if len({(config.env_name, config.distribution_mode) for config in configs}) > 1:
         raise UserError("These agents play different games: choose runs with the same env_name and distribution_mode.")
     first = max(config.unseen_levels[0] for config in configs)  # every config's unseen levels reach up to the last seed
     count = min(config.unseen_levels[1] for config in configs)
-    levels = np.random.default_rng(derive_seed(seed, "film levels")).integers(first, first + count, rows)
-    games = [
-        [moments_of(policy, config, ("unseen", int(level)), seed=seed, greedy=greedy) for level in levels]
-        for _, policy, config in players
-    ]
-    headers = [("unseen", header) for header, _, _ in players]
-    sheets = _sheets(games, headers, action_labels(configs[0].env_name), int(max_seconds * FPS), once=False)
-    return write_video(sheets, path, fps=FPS, max_bytes=max_bytes)
+    levels = np.random.default_rng(derive_seed(seed, "video levels")).integers(first, first + count, rows).tolist()
+    games = [[moments_of(policy, config, "unseen", n, seed=seed) for n in levels] for _, policy, config in players]
+    columns = [("unseen", header, column) for (header, _, _), column in zip(players, games, strict=True)]
+    return _write_games(columns, configs[0].env_name, path, **end)
 
 
 def record_episode(
-    policy: nn.Module,
-    config: PPOConfig,
-    *,
-    split: str = "train",
-    level: int | None = None,
-    seed: int = 0,
-    greedy: bool = False,
-    max_steps: int = 1000,
-    size: int = 256,
+    policy: Module, config: PPOConfig, *, max_steps: int = 1000, size: int = 256, split: str = "train", **game: Any
 ) -> Recording:
-    """Play one episode and keep everything: pictures (scaled to size x size), rewards, values, probabilities.
+    """Play one episode and keep everything: frames (scaled to size x size), rewards, values, probabilities.
 
-    level: the level's seed; default: one drawn from the split. 256-pixel pictures take 0.2 MB a step of memory.
+    game: level, seed and greedy, see moments_of. Frames of 256 pixels take 0.2 MB of memory per step.
     """
-    moments = []
-    for moment in moments_of(policy, config, (split, level), seed=seed, greedy=greedy):
-        picture = np.asarray(Image.fromarray(moment.frame).resize((size, size), Image.Resampling.BILINEAR))
-        moments.append(replace(moment, frame=picture))
-        if moment.done or len(moments) == max_steps:
-            break
-    return Recording(
-        frames=np.stack([m.frame for m in moments]),
-        obs=np.stack([m.obs for m in moments]),
-        action=np.array([m.view.action for m in moments]),
-        reward=np.array([m.reward for m in moments], np.float32),
-        value=np.array([m.view.values[-1] for m in moments], np.float32),
-        probabilities=np.stack([m.view.probabilities for m in moments]),
-        done=np.array([m.done for m in moments]),
-        level_seed=moments[0].view.level_seed,
-    )
+    rows = []
+    with closing(moments_of(policy, config, split, **game)) as moments:
+        for frame, played, probabilities, _, values in islice(moments, max_steps):
+            image = np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BILINEAR))
+            step = played.action[0], played.reward[0], np.float32(values[-1]), probabilities, played.done[0]
+            rows.append((image, *step))
+            if played.done[0]:
+                break
+    return Recording(*map(np.stack, zip(*rows, strict=True)), level_seed=int(played.level_seed[0]))
 
 
 def moments_of(
-    policy: nn.Module, config: PPOConfig, shot: Shot, *, seed: int = 0, greedy: bool = False
+    policy: Module, config: PPOConfig, split: str, level: int | None = None, *, seed: int = 0, greedy: bool = False
 ) -> Iterator[Moment]:
-    """Play one game for ever, a step each time; close the iterator (or drop it) to end the game."""
-    split, level = shot
-    env = make_env(
-        config,
-        split,
-        num_envs=1,
-        seed=derive_seed(config.seed, "film", split, seed),
-        levels=None if level is None else (level, 1),
-        render=True,
-    )
-    device = next(policy.parameters()).device
-    generator = torch.Generator(device).manual_seed(derive_seed(config.seed, "film actions", split, seed))
-    try:
-        obs, info = env.reset()
-        state = policy.initial_state(1)
-        reset = torch.ones(1, dtype=torch.bool, device=device)
-        step, score, values = 0, 0.0, []
+    """Play one game forever, a step each time; close the iterator to end the game.
+
+    level: its seed (default: drawn from the split for each episode); seed: of these levels and of the sampled actions
+    """
+    levels, env_seed = None if level is None else (level, 1), derive_seed(config.seed, "video", split, seed)
+    with closing(make_env(config, split, num_envs=1, seed=env_seed, levels=levels, render=True)) as env:
+        player = Player(policy, env, seed=derive_seed(env_seed, "actions"), greedy=greedy)
+        score, values = 0.0, []
         while True:
-            with torch.no_grad():
-                logits, value, state = policy(to_device(obs, device), state, reset)
-                probabilities = logits[0].float().softmax(-1)
-                action = probabilities.argmax() if greedy else probabilities.multinomial(1, generator=generator)[0]
-            values.append(float(value))
-            view = View(split, int(info["level_seed"][0]), step, score, tuple(values), probabilities.cpu().numpy(),
-                        int(action))  # fmt: skip
-            frame, seen = env.render()[0].copy(), obs[0].copy()
-            obs, rewards, terminated, truncated, info = env.step(np.array([int(action)]))
-            done = bool(terminated[0] or truncated[0])
-            yield Moment(frame, seen, view, float(rewards[0]), done)
-            step, score = step + 1, score + float(rewards[0])
-            reset = torch.full_like(reset, done)
-            if done:
-                step, score, values = 0, 0.0, []
-    finally:
-        env.close()
+            frame, played = env.render()[0].copy(), player.step()
+            values.append(float(played.value[0]))
+            yield Moment(frame, played, played.logits[0].float().softmax(-1).cpu().numpy(), score, values)
+            score, values = (0.0, []) if played.done[0] else (score + float(played.reward[0]), values)
 
 
-def _sheets(
-    columns: Sequence[Sequence[Iterator[Moment]]],
-    headers: Sequence[tuple[str, str]],
-    labels: Sequence[str],
-    frames: int,
-    once: bool,
-) -> Iterator[NDArray[np.uint8]]:
-    """The film's pictures, one a game step: columns of games under their headers (split, text)."""
-    games = [[_Game(moments, once) for moments in column] for column in columns]
-    everyone = [game for column in games for game in column]
-    try:
-        for _ in range(frames):
-            yield draw_sheet([[game.picture(labels) for game in column] for column in games], headers)
-            if once and all(game.standing == 0 and game.over for game in everyone):
+def _write_games(
+    columns: Sequence[tuple[str, str, Sequence[Iterator[Moment]]]], env_name: str, path: str | Path,
+    once: bool = False, max_seconds: float = 20, **limit: int
+) -> Path:  # fmt: skip
+    """The video of columns (split, header, games), each with as many games."""
+    if max_seconds <= 0:
+        raise UserError(f"max_seconds must be above 0, not {max_seconds}.")
+
+    def tiles(moments: Iterator[Moment], split: str) -> Iterator[tuple[Image.Image, bool]]:
+        """A game's tiles, and whether it is over: an ended episode stands still for a second, or (once) to the end."""
+        panel = draw_panel(split, env_name)
+        for moment in moments:
+            yield draw_tile(panel, moment, split, env_name), False
+            if moment.played.done[0]:
+                ended = draw_tile(panel, moment, split, env_name, over=True)
+                yield from repeat((ended, False), FPS)
+                yield from repeat((ended, True)) if once else ()
+
+    def sheets() -> Iterator[np.ndarray]:
+        width, height, rows = _GAME + _PANEL + _GAP, _GAME + _GAP, max(len(games) for *_, games in columns)
+        sheet = Image.new("RGB", (len(columns) * width - _GAP, _HEADER + rows * height - _GAP))
+        draw, playing = ImageDraw.Draw(sheet), {}
+        for x, (split, header, games) in zip(range(0, sheet.width, width), columns, strict=True):
+            draw.rectangle((x, 0, x + _GAME + _PANEL - 1, _HEADER - 1), fill=SPLIT_COLOR[split])
+            draw.text((x + 14, 20), header, "white", font(20, bold=True), "lm")
+            playing |= {(x, _HEADER + y * height): tiles(moments, split) for y, moments in enumerate(games)}
+        for shown in islice(zip(*playing.values(), strict=True), int(max_seconds * FPS)):
+            if all(over for _, over in shown):
                 break
-    finally:
-        for game in everyone:
-            game.moments.close()
+            for place, (tile, _) in zip(playing, shown, strict=True):
+                sheet.paste(tile, place)
+            yield np.asarray(sheet)
+
+    return write_video(sheets(), path, **limit)
 
 
-class _Game:
-    """One game of a film: its next picture, with a second's stop at every episode's end."""
+def action_labels(env_name: str) -> tuple[str, ...]:
+    """A name for each action: the keys, and what they do where that is known (StarPilot)."""
+    return tuple(_STARPILOT_KEYS.get(name, name) if env_name == "starpilot" else name for name in ACTION_NAMES)
 
-    def __init__(self, moments: Iterator[Moment], once: bool) -> None:
-        self.moments = moments
-        self.once = once
-        self.over = False  # the last picture's episode has ended
-        self.standing = 0  # pictures for which it stands still yet
-        self.last: Moment | None = None
 
-    def picture(self, labels: Sequence[str]) -> NDArray[np.uint8]:
-        """[512, 736, 3]"""
-        if self.over and (self.standing or self.once):
-            self.standing = max(0, self.standing - 1)
-            view = replace(self.last.view, score=self.last.view.score + self.last.reward, over=True)  # type: ignore
-            return draw_tile(self.last.frame, view, labels)  # type: ignore[union-attr]
-        self.last = next(self.moments)
-        self.over, self.standing = self.last.done, FPS if self.last.done else 0
-        return draw_tile(self.last.frame, self.last.view, labels)
+@lru_cache(maxsize=16)
+def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib, `size` pixels high."""
+    folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
+    return ImageFont.truetype(str(folder / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")), size)
+
+
+def draw_panel(split: str, env_name: str) -> Image.Image:
+    """What is the same in all tiles of a game, 736 x 512 pixels: a panel, with room for the game at its left."""
+    panel = Image.new("RGB", (_GAME + _PANEL, _GAME), "#15181d")
+    draw = ImageDraw.Draw(panel)
+    draw.rectangle((_GAME, 0, _GAME + 5, _GAME), fill=SPLIT_COLOR[split])
+    draw.rectangle((_LEFT, 140, _RIGHT, 190), outline="#2b3138")
+    name = "training level" if split == "train" else "unseen level"
+    draw.text((_LEFT, 10), name, _BRIGHT[split], font(16, bold=True))
+    draw.text((_RIGHT, 64), "return", _DIM, font(13), "ra")
+    draw.text((_LEFT, 120), "value estimate", _DIM, font(13))
+    draw.text((_LEFT, 198), "action probabilities", _DIM, font(13))
+    for index, label in enumerate(action_labels(env_name)):
+        draw.text((_LEFT, 218 + 19 * index), label, _DIM, font(12))
+        draw.rectangle((_BAR, 220 + 19 * index, _BAR + 106, 232 + 19 * index), fill="#20252b")
+    return panel
+
+
+def draw_tile(panel: Image.Image, moment: Moment, split: str, env_name: str, over: bool = False) -> Image.Image:
+    """A game's frame and its panel; over: a dark frame with the ended episode's return."""
+    tile, values, played = panel.copy(), moment.values, moment.played
+    tile.paste(Image.fromarray(moment.frame // 3 if over else moment.frame))
+    draw, accent, middle = ImageDraw.Draw(tile), _BRIGHT[split], _GAME // 2
+    score = moment.score + float(played.reward[0]) * over
+    draw.text((_LEFT, 34), f"level {played.level_seed[0]}", _TEXT, font(15))
+    draw.text((_LEFT, 64), f"{score:g}", _TEXT, font(34, bold=True))
+    draw.text((_RIGHT, 84), f"step {len(values) - 1}", _DIM, font(15), "ra")
+    draw.text((_RIGHT, 118), f"{values[-1]:.2f}", _TEXT, font(15, bold=True), "ra")
+    low, scale = min(values), 46 / (max(values) - min(values) or 1)
+    draw.line([(_LEFT + x, 188 - (v - low) * scale) for x, v in enumerate(values[-200:])], fill=accent, width=2)
+    for index, probability in enumerate(moment.probabilities):
+        taken, end = index == played.action[0], _BAR + max(1, round(106 * float(probability)))
+        draw.rectangle((_BAR, 220 + 19 * index, end, 232 + 19 * index), fill=accent if taken else "#66717d")
+        if taken:
+            draw.text((_LEFT, 218 + 19 * index), action_labels(env_name)[index], "white", font(12))
+    if over:
+        draw.text((middle, middle - 26), "episode over", _TEXT, font(26), "mm")
+        draw.text((middle, middle + 20), f"return {score:g}", accent, font(42, bold=True), "mm")
+    return tile
+
+
+def write_video(
+    frames: Iterable[np.ndarray], path: str | Path, *, fps: float = FPS, max_bytes: int = 1_000_000, crf: int = 26
+) -> Path:
+    """Encode frames [H, W, 3] (uint8, H and W even, all alike) as H.264 mp4 of at most max_bytes; returns its path.
+
+    crf: the quality to start from (lower is better); a video too large is encoded again, coarser. The file appears only
+    when it is complete. Raises UserError for frames that don't fit, a file that can't be written or gets too large.
+    """
+    path = Path(path)
+    if path.suffix != ".mp4":
+        raise UserError(f"A video is an .mp4 file: write to {path.with_suffix('.mp4')} instead of {path}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".video") as folder:
+            master, draft = Path(folder, "master.mkv"), Path(folder, "draft.mp4")
+            _encode(_checked(frames), master, fps, crf=8, preset="ultrafast")  # nearly lossless
+            while (size := _encode(iio.imiter(master, plugin="FFMPEG"), draft, fps, crf, "veryfast")) > max_bytes:
+                if crf == 51:  # the coarsest that H.264 has
+                    raise UserError(f"The video needs {size:,} bytes, more than {max_bytes:,}: make it shorter.")
+                crf = min(51, crf + math.ceil(6 * math.log2(size / max_bytes)))  # six steps halve the size, roughly
+            draft.replace(path)
+    except OSError as error:
+        raise write_error(error, path) from None
+    return path
+
+
+def _checked(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The frames, as long as H.264 can encode them together."""
+    sizes: list[tuple[int, ...]] = []
+    for frame in frames:
+        sizes.append(frame.shape[:2])
+        if sizes[-1] != sizes[0] or sizes[0][0] % 2 or sizes[0][1] % 2:
+            raise UserError(f"Frames of a video need one even height and width: {sizes[-1]} after {sizes[0]}.")
+        yield frame
+    if not sizes:
+        raise UserError("A video needs at least one frame.")
+
+
+def _encode(frames: Iterable[np.ndarray], path: Path, fps: float, crf: int, preset: str) -> int:
+    """Encode frames by x264; returns the size in bytes. Raises UserError or OSError with the cause if ffmpeg stops."""
+    options = dict(codec="libx264", quality=None, macro_block_size=2, ffmpeg_log_level="quiet")
+    flags = ["-preset", preset, "-crf", str(crf), "-movflags", "+faststart"]  # plays before all of it is loaded
+    executable = _find_ffmpeg()
+    try:
+        iio.imwrite(path, frames, plugin="FFMPEG", is_batch=True, fps=fps, output_params=flags, **options)
+        if iio.immeta(path, plugin="FFMPEG")["duration"] > 0:
+            return path.stat().st_size
+    except OSError:  # imageio knows that ffmpeg stopped, not why
+        pass
+    Path(path.parent, "space").write_bytes(bytes(2**20))  # meets what ffmpeg met, such as a full disk
+    raise UserError(f"{executable} can't write H.264: run `pip install -U imageio-ffmpeg`, unset IMAGEIO_FFMPEG_EXE.")
+
+
+def _find_ffmpeg() -> str:
+    """The path of ffmpeg; UserError if there is none."""
+    with suppress(RuntimeError):  # imageio-ffmpeg has none for this machine
+        if found := shutil.which(imageio_ffmpeg.get_ffmpeg_exe()):
+            return found
+    raise UserError("There is no ffmpeg: run `pip install -U imageio-ffmpeg`, and unset IMAGEIO_FFMPEG_EXE.")
+
+
+def probe_video(video: str | Path) -> dict[str, Any]:
+    """codec, pix_fmt, size (W, H), fps, duration (s) and more of a video; UserError if ffmpeg can't read it."""
+    _find_ffmpeg()
+    try:
+        facts = iio.immeta(video, plugin="FFMPEG")
+    except (OSError, IndexError, ValueError):
+        raise UserError(f"{video} is absent or not a video: make it with `python -m ppo_lib video RUN`.") from None
+    return {**facts, "pix_fmt": facts["pix_fmt"].split("(")[0]}
+
+
+def video_tag(video: str | Path) -> str:
+    """An HTML <video> that holds the whole video and a still image from 40% of its length, which is shown instead where
+    a page shows no video, as in GitHub's view of notebooks."""
+    facts, still = probe_video(video), io.BytesIO()
+    image = Image.fromarray(iio.imread(video, index=int(0.4 * facts["duration"] * facts["fps"]), plugin="FFMPEG"))
+    image.thumbnail((960, 10_000))
+    image.save(still, "WEBP", quality=60)
+    data, picture = (base64.b64encode(content).decode() for content in (Path(video).read_bytes(), still.getvalue()))
+    width, height = facts["size"]
+    return (
+        f'<video controls loop muted playsinline preload="metadata" width="{width}" height="{height}" '
+        f'style="width:100%;max-width:{width}px;height:auto" poster="data:image/webp;base64,{picture}">'
+        f'<source src="data:video/mp4;base64,{data}" type="video/mp4"><img src="data:image/webp;base64,{picture}" '
+        f'alt="A frame of the video {Path(video).name}" style="width:100%"></video>'
+    )
+
+
+def show_video(video: str | Path) -> object:
+    """The video as an output of a notebook cell (Colab, JupyterLab, Notebook, VS Code), stored inside the notebook."""
+    from IPython.display import HTML  # only notebooks have it
+
+    return HTML(video_tag(video))
