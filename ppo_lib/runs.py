@@ -101,9 +101,9 @@ def changed_settings(old: PPOConfig, new: PPOConfig) -> dict[str, tuple[object, 
 
 
 def fixed_changes(saved: PPOConfig, wanted: PPOConfig) -> str:
-    """What can't change when a run is resumed, and would: "gamma 0.999 -> 0.99, …". Precision auto keeps the saved."""
-    changes = changed_settings(saved, wanted).items()
-    return ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changes if (name, new) != ("precision", "auto"))
+    """What can't change when a run is resumed, and would: "gamma 0.999 -> 0.99, …". Precision auto goes with any."""
+    changes = {name: pair for name, pair in changed_settings(saved, wanted).items() if "auto" not in pair}
+    return ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changes.items())
 
 
 def common_steps(runs: Sequence[Run], split: str | None = None) -> list[int]:

@@ -73,7 +73,7 @@ class Trainer:
         self.run_dir, self.overlap = Path(run_dir), overlap
         self.folder = RunFolder(self.run_dir, config, resume, self.processes)
         checkpoint = self.folder.find_checkpoint()
-        if checkpoint and config.precision == "auto":
+        if checkpoint:
             config = config.replace(precision=checkpoint["precision"])
         self.hardware = self._configure(config, recorded=checkpoint is not None)
         self.config = config.replace(device=str(self.hardware.device), precision=self.hardware.precision)
