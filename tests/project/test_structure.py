@@ -39,7 +39,9 @@ def imports(name: str, path: Path, known: dict[str, Path]) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} has a relative import"
-            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+            for alias in node.names:  # a module of the package, or a name in it
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner.removeprefix("ppo_lib.") in known else node.module or "")
     return {name.removeprefix("ppo_lib.") for name in found if name.startswith("ppo_lib.")} & set(known)
 
 
