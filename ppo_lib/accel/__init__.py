@@ -1,8 +1,8 @@
 """What makes training fast and changes nothing else: `attach` gives a policy's IMPALA blocks their C functions.
 
-An edited network computes what is written. At every call, a block runs in C only if it is at that moment exactly what
-the C function computes (classes, settings, shapes, types, devices, no hooks); otherwise its own forward runs. model.py
-itself may be edited: a small block as written there must first equal the C function in whole numbers.
+An edited network computes what is written: at every call, a block runs in C only if it is at that moment exactly what
+the C function computes (classes, settings, shapes, types, devices, no hooks). model.py itself may be edited, too: a
+small block as written there must first equal the C function in whole numbers.
 """
 
 from __future__ import annotations
@@ -38,22 +38,23 @@ def attach(policy: nn.Module, dtype: torch.dtype | None = None) -> str:
         if getattr(vars(module).get("forward"), "__func__", None) is forward:
             del module.forward
     for block in [module for module in policy.modules() if type(module) is ImpalaBlock]:
-        if usable and not kernels.torch_convolves(dtype) and _weights(block, attached=0):
+        weights = _weights(block, attached=0) if usable else []
+        if weights and kernels.convolves(dtype, *weights[0].shape[:2]):
             block.forward = types.MethodType(forward, block)
             done["IMPALA blocks in C"] = True
-        elif usable and _as_written(pool := block._modules.get("pool"), nn.MaxPool2d):
-            pool.forward = types.MethodType(forward, pool)
+        elif weights:
+            block.pool.forward = types.MethodType(forward, block.pool)
             done["pooling in C"] = True
     return ", ".join(done)
 
 
-# It bears the method's name, by which a module that is unpickled elsewhere finds the forward that is written.
-def forward(module: nn.Module, x: Tensor) -> Tensor:
+def forward(module: nn.Module, x: Tensor) -> Tensor:  # pickle saves its name, and so restores the written forward
     """The forward of an ImpalaBlock, or of its pooling, in C where that computes the same."""
     if _takes(x) and type(module) is ImpalaBlock:
-        weights = [] if kernels.torch_convolves(x.dtype) else _weights(module)
+        weights = _weights(module)
         asks_too_much = x.shape[1] == kernels.RGB and x.requires_grad  # C computes no gradient for the image itself
-        if weights and weights[0].shape[1] == x.shape[1] and not asks_too_much:
+        fits = weights and weights[0].shape[1] == x.shape[1] and kernels.convolves(x.dtype, *weights[0].shape[:2])
+        if fits and not asks_too_much:
             return kernels.Block.apply(torch.is_grad_enabled(), x, *weights)
     elif _takes(x) and _as_written(module, nn.MaxPool2d, attached=1) and x.shape[1] % kernels.LANES == 0:
         return kernels.MaxPool.apply(x)
@@ -70,7 +71,7 @@ def _takes(x: Tensor) -> bool:
 
 
 def _weights(block: ImpalaBlock, attached: int = 1) -> list[Tensor]:
-    """Weight and bias of the five convolutions in their order, if the block is one for the C function, else nothing."""
+    """Weight and bias of the five convolutions in their order, if the block is as in model.py, else nothing."""
     parts = block._modules
     residuals = [parts.get("residual1"), parts.get("residual2")]
     written = _as_written(block, ImpalaBlock, attached) and _as_written(parts.get("pool"), nn.MaxPool2d)
@@ -81,8 +82,7 @@ def _weights(block: ImpalaBlock, attached: int = 1) -> list[Tensor]:
     if len(found) < 10 or not all(type(x) in PLAIN and x.dtype is torch.float32 and x.is_cpu for x in found):
         return []
     c, inputs = found[0].shape[:2]
-    fits = [x.shape for x in found] == [(c, inputs, 3, 3), (c,), *4 * [(c, c, 3, 3), (c,)]]
-    return found if fits and inputs in kernels.INPUTS and c in kernels.OUTPUTS else []
+    return found if [x.shape for x in found] == [(c, inputs, 3, 3), (c,), *4 * [(c, c, 3, 3), (c,)]] else []
 
 
 def _as_written(part: nn.Module | None, kind: type[nn.Module], attached: int = 0) -> bool:

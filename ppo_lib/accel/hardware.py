@@ -70,8 +70,7 @@ def configure(config: PPOConfig, recorded: bool = False, local_rank: int = 0, lo
     if on_gpu := device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        lacking, instead = ("", "bf16") if has_bf16 else ("bf16", "fp16")
+        lacking, instead = ("", "bf16") if torch.cuda.is_bf16_supported(including_emulation=False) else ("bf16", "fp16")
     else:
         prepare_memory()
         torch.set_num_threads(_threads(local_size))
@@ -107,9 +106,8 @@ def prepare_memory() -> None:
 def _pick_device(wish: str, recorded: bool, local_rank: int | None) -> tuple[torch.device, str]:
     """The device, and its name with a note if the config of an existing run names another."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    best, note = ("cuda" if count else "cpu"), ""
-    if wish == "cpu" and recorded and count:
-        note = " (a GPU is there: --device cuda uses it)"
+    best = "cuda" if count else "cpu"
+    note = " (a GPU is there: --device cuda uses it)" if recorded and count and wish == "cpu" else ""
     wish = best if wish == "auto" else wish
     if wish != "cpu" and (torch.device(wish).index or 0) >= count:
         if not recorded:

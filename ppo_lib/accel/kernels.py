@@ -31,9 +31,9 @@ RGB, LANES = 3, 16  # channels of an image are three or a multiple of LANES
 INPUTS, OUTPUTS = (RGB, 16, 32), (16, 32)  # channels that block_forward is compiled for
 
 
-def torch_convolves(dtype: torch.dtype) -> bool:
-    """Whether the processor has matrix units for this type, which torch's convolutions use."""
-    return dtype == torch.bfloat16 and "amx_bf16" in features()
+def convolves(dtype: torch.dtype, outputs: int, inputs: int) -> bool:
+    """Whether Block computes with these channels, and faster than torch, which has AMX for bf16 where that is."""
+    return outputs in OUTPUTS and inputs in INPUTS and not (dtype == torch.bfloat16 and "amx_bf16" in features())
 
 
 @lru_cache(maxsize=1)

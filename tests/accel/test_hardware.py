@@ -1,12 +1,15 @@
-"""Device and precision: what is picked, what is refused, and that every precision starts at ratio 1."""
+"""Device, precision and threads: what is picked, what is refused, and what a recorded config falls back to."""
 
+import copy
 import sys
 
 import pytest
 import torch
 
+from ppo_lib.accel import hardware, kernels
 from ppo_lib.accel.hardware import configure, prepare_memory
 from ppo_lib.config import UserError
+from ppo_lib.policy import make_policy
 from ppo_lib.train import Trainer
 
 
@@ -16,43 +19,139 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-def test_auto_on_a_cpu_measures_and_says_why(tiny):
-    hardware = configure(tiny(precision="auto"))
-    assert hardware.precision in ("float32", "bf16")
-    assert "times as fast" in hardware.reason and "cores" in hardware.reason
+@pytest.fixture
+def gpu(monkeypatch):
+    """Let torch report GPUs: (their number, with bf16 or not)."""
+
+    def pretend(count, bf16=True):
+        for name, value in (
+            ("is_available", count > 0), ("device_count", count), ("is_bf16_supported", bf16),
+            ("get_device_capability", (8, 0) if bf16 else (7, 5)), ("get_device_name", "A100" if bf16 else "T4"),
+        ):  # fmt: skip
+            monkeypatch.setattr(torch.cuda, name, lambda *arguments, value=value, **options: value)
+
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    pretend(0)
+    yield pretend
+    matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
 
 
-def test_a_resumed_run_keeps_its_precision(tiny):
-    assert configure(tiny(precision="auto"), "bf16").precision == "bf16"
-    assert configure(tiny(precision="auto"), "float32").autocast_dtype is None
+def test_auto_on_a_cpu_measures_and_says_why(tiny, gpu):
+    chosen = configure(tiny(device="auto", precision="auto"))
+    assert chosen.precision in ("float32", "bf16") and str(chosen.device) == "cpu" and not chosen.cuda_graphs
+    assert "measured" in chosen.reason and "cores" in chosen.reason
 
 
-def test_a_run_begun_in_fp16_goes_on_without_a_gpu(tiny):
-    hardware = configure(tiny(device="cpu"), "fp16")
-    assert hardware.precision == "float32" and "fp16, in which it began" in hardware.reason
+def test_auto_on_a_gpu_takes_its_fastest_format(tiny, gpu):
+    for bf16, precision in ((True, "bf16"), (False, "fp16")):
+        gpu(1, bf16)
+        chosen = configure(tiny(device="auto", precision="auto"))
+        assert (str(chosen.device), chosen.precision, chosen.cuda_graphs) == ("cuda", precision, True)
+        assert chosen.micro_batch == tiny().minibatch_size and ("TF32" in chosen.reason) == bf16
 
 
-def test_fp16_needs_a_gpu(tiny):
-    with pytest.raises(UserError, match="fp16 needs a GPU"):
-        configure(tiny(precision="fp16"))
+@pytest.mark.parametrize(
+    ("gpus", "bf16", "device", "precision", "words"),
+    [
+        (0, False, "cpu", "fp16", "fp16 needs a GPU"),
+        (1, False, "cuda", "bf16", "bf16 needs another GPU; use --precision fp16"),
+        (0, False, "cuda", "float32", "no CUDA GPU.*--device cpu"),
+        (2, True, "cuda:2", "float32", "no cuda:2.*cuda:0 to cuda:1"),
+    ],
+)
+def test_what_is_not_there_is_refused(tiny, gpu, gpus, bf16, device, precision, words):
+    gpu(gpus, bf16)
+    with pytest.raises(UserError, match=words):
+        configure(tiny(device=device, precision=precision))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU whose absence is tested")
-def test_absent_gpu_is_explained(tiny):
-    with pytest.raises(UserError, match="--device cpu"):
-        configure(tiny(device="cuda"))
+@pytest.mark.parametrize(
+    ("gpus", "bf16", "saved", "found", "words"),
+    [
+        (0, False, ("cuda", "fp16"), ("cpu", "float32"), ["cuda is not available", "fp16 is not available"]),
+        (0, False, ("cuda:1", "bf16"), ("cpu", "bf16"), ["cuda:1 is not available"]),
+        (1, True, ("cuda:1", "bf16"), ("cuda", "bf16"), ["cuda:1 is not available"]),
+        (1, False, ("cuda", "bf16"), ("cuda", "fp16"), ["T4, fp16 (the run's bf16"]),  # begun on a newer GPU
+        (1, True, ("cpu", "bf16"), ("cpu", "bf16"), ["--device cuda uses it"]),
+        (1, True, ("cuda", "float32"), ("cuda", "float32"), ["TF32 for float32 products"]),
+        (1, False, ("cuda", "float32"), ("cuda", "float32"), []),
+    ],
+)
+def test_a_recorded_run_falls_back_to_what_is_there_and_says_so(tiny, gpu, gpus, bf16, saved, found, words):
+    gpu(gpus, bf16)
+    chosen = configure(tiny(device=saved[0], precision=saved[1]), recorded=True)
+    assert (str(chosen.device), chosen.precision) == found
+    assert all(word in chosen.reason for word in words), chosen.reason
+    if not words:
+        assert chosen.reason == "T4"
+
+
+def test_processes_on_one_machine_share_its_gpus(tiny, gpu):
+    gpu(2)
+    for device in ("cuda", "cuda:0", "auto"):  # config.json may hold the first process's
+        chosen = [configure(tiny(device=device), local_rank=rank, local_size=3).device for rank in range(3)]
+        assert [device.index for device in chosen] == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("files", "omp", "local_size", "expected"),
+    [
+        ({}, None, 1, 8),
+        ({}, None, 3, 2),
+        ({}, "3", 1, 3),
+        ({}, "3,2", 1, 3),
+        ({}, "many", 1, 8),
+        ({}, "64", 1, 8),
+        ({}, "1", 2, 4),  # torchrun's own
+        ({"cpu.max": "250000 100000"}, None, 1, 2),
+        ({"cpu.max": "50000 100000"}, None, 1, 1),
+        ({"cpu.max": "max 100000"}, None, 1, 8),
+        ({"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"}, None, 2, 2),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None, 1, 8),
+    ],
+)
+def test_threads_are_those_granted(tiny, monkeypatch, tmp_path, files, omp, local_size, expected):
+    """The least of the cores, a container's limit (cgroup v2 and v1) and OMP_NUM_THREADS."""
+    monkeypatch.setattr(hardware, "usable_cores", lambda: 8)
+    monkeypatch.setattr(hardware, "CGROUPS", tmp_path)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if omp:
+        monkeypatch.setenv("OMP_NUM_THREADS", omp)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    configure(tiny(), local_size=local_size)
+    assert torch.get_num_threads() == expected
+
+
+def test_prepare_readies_a_policy_and_says_what_runs_in_c(tiny, monkeypatch):
+    policy = make_policy(tiny())
+    chosen = configure(tiny(precision="bf16"))
+    assert chosen.prepare(policy) is policy and policy.autocast_dtype == torch.bfloat16
+    notes = chosen.reason
+    assert " in C" in notes or "no C kernels: " in notes
+    chosen.prepare(copy.deepcopy(policy))
+    assert chosen.reason == notes  # said once
+    configure(tiny()).prepare(policy)
+    assert policy.autocast_dtype is None
+    monkeypatch.setattr(kernels, "load", lambda dtype: (None, "no C kernels: there is no C compiler (cc)"))
+    without = configure(tiny())
+    without.prepare(policy)
+    assert without.reason.endswith(", no C kernels: there is no C compiler (cc)")
+    assert without.prepare(torch.nn.Linear(2, 2))  # any module
 
 
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_bf16_starts_at_ratio_one(tiny, tmp_path, recurrent):
     """Acting on half of the environments and learning on micro-batches must round alike."""
     trainer = Trainer(tiny(precision="bf16", recurrent=recurrent, num_steps=32), tmp_path / "run", progress=False)
-    trainer.collect()
     storage = trainer.storage
-    storage.estimate(torch.zeros(4), 0.99, 0.95)
+    trainer.collector.collect(storage)
+    storage.compute_advantages(torch.zeros(4), 0.99, 0.95)
     for batch in storage.minibatches(2, torch.Generator().manual_seed(0)):
         with torch.no_grad():
-            logits, _, _ = trainer.policy(batch.obs, batch.state, batch.reset)
+            logits, _, _ = trainer.policy(batch.obs, batch.state, batch.episode_start)
         log_prob = logits.log_softmax(-1).gather(-1, batch.action.unsqueeze(-1)).squeeze(-1)
         assert (log_prob - batch.log_prob).abs().max() < 1e-3
     trainer.close()
