@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from ppo_lib import evaluate as evaluation
-from ppo_lib.__main__ import main
+from ppo_lib.__main__ import FIELDS, main
 from ppo_lib.checkpoint import load_checkpoint, load_policy
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,6 +57,14 @@ def refused(monkeypatch, capsys):
     return check
 
 
+def until(condition):
+    """Wait for something to become true."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
 def snapshot(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
 
@@ -68,7 +76,7 @@ def rows(path):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A folder in which one tiny run was trained, evaluated, filmed and reported by one command."""
+    """A folder in which one tiny run was trained, evaluated, recorded and reported by one command."""
     folder = tmp_path_factory.mktemp("project")
     process = run(folder, "train", "--run", "first", "--total-steps", 128, "--finish", *TINY)
     assert process.returncode == 0, process.err
@@ -79,9 +87,9 @@ def project(tmp_path_factory):
 
 def test_train_finish_leaves_everything_and_says_where(project):
     out = (project / "stdout.txt").read_text()
-    report, film = re.search(r"Report: (.*)", out)[1], re.search(r"Film: +(.*)", out)[1]
-    assert (report, film) == ("results/first/report.html", "videos/first.mp4")
-    assert (project / report).stat().st_size > 10_000 and (project / film).stat().st_size < 1_000_000
+    report, video = re.search(r"Report: (.*)", out)[1], re.search(r"Video: +(.*)", out)[1]
+    assert (report, video) == ("results/first/report.html", "videos/first.mp4")
+    assert (project / report).stat().st_size > 10_000 and (project / video).stat().st_size < 1_000_000
     folder = project / "results" / "first"
     assert [int(row["steps"]) for row in rows(folder / "metrics.csv")] == [64, 128]
     assert {row["split"] for row in rows(folder / "evaluation.csv")} == {"train", "unseen"}
@@ -131,8 +139,8 @@ def test_a_file_that_cannot_be_written_is_one_sentence(project):
     (folder / "evaluation.tmp").mkdir()
     process = run(project, "evaluate", "first", "--episodes", 3)
     (folder / "evaluation.tmp").rmdir()
-    assert process.returncode == 2 and process.err.count("\n") == 1 and "could not be written" in process.err
-    assert "mean return" in process.out  # what was played is told all the same
+    assert process.returncode == 2 and process.err.count("\n") == 1 and "evaluation.tmp: Is a directory" in process.err
+    assert "mean return" in process.out  # what was played is printed all the same
 
 
 def test_video_and_report_commands(project):
@@ -147,7 +155,7 @@ def test_video_and_report_commands(project):
     assert (project / "videos" / "first-beside-copy.mp4").is_file()
 
 
-def test_runs_of_a_sweep_keep_their_name_in_commands_and_films(project):
+def test_runs_of_a_sweep_keep_their_name_in_commands_and_videos(project):
     shutil.copytree(project / "results" / "first", project / "results" / "s" / "first")
     for arguments in (("video", "s/first", "--levels", 2), ("report", "s/first")):
         process = run(project, *arguments)
@@ -167,9 +175,7 @@ def test_sigkill_and_resume_equals_one_go(tmp_path, recurrent):
 
     folder = tmp_path / "results" / "killed"
     process = start(tmp_path, "train", "--run", "killed", *flags)
-    deadline = time.monotonic() + 120
-    while not (folder / "checkpoint.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until((folder / "checkpoint.pt").exists)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -183,21 +189,59 @@ def test_sigkill_and_resume_equals_one_go(tmp_path, recurrent):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_saves_and_says_how_to_go_on(tmp_path, kind):
-    process = start(tmp_path, "train", "--run", "long", "--total-steps", 1_000_000, *TINY)
-    metrics = tmp_path / "results" / "long" / "metrics.csv"
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and metrics.read_text().count("\n") > 2) and time.monotonic() < deadline:
-        time.sleep(0.05)
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGHUP])
+def test_an_interrupt_saves_and_says_how_to_resume(tmp_path, kind):
+    """In a folder with a space, and with a second signal while the checkpoint is being written."""
+    process = start(tmp_path, "train", "--run", "long", "--results", "my runs", "--total-steps", 1_000_000, *TINY)
+    metrics = tmp_path / "my runs" / "long" / "metrics.csv"
+    until(lambda: metrics.exists() and metrics.read_text().count("\n") > 2)
+    process.send_signal(kind)
+    time.sleep(0.05)
     process.send_signal(kind)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err, err
-    assert "--run long --resume" in out
-    steps = load_checkpoint(tmp_path / "results" / "long")["steps"]
-    assert f"{steps:,} of 1,000,000" in out
-    more = run(tmp_path, "train", "--run", "long", "--resume", "--total-steps", steps + 64, "--eval-interval", -1)
+    command = shlex.split(out.partition("Continue with:")[2])
+    assert command[:3] == ["python", "-m", "ppo_lib"] and command[3:] == shlex.split(
+        "train --run long --resume --results 'my runs'"
+    )
+    steps = load_checkpoint(metrics.parent)["steps"]
+    assert f"saved at {steps:,} of 1,000,000" in out
+    more = run(tmp_path, *command[3:], "--total-steps", steps + 64, "--eval-interval", -1)
     assert more.returncode == 0, more.err
+
+
+def test_a_closed_pipe_ends_no_training(tmp_path):
+    """As with `train ... | head -1`: everything is saved, and nothing else goes wrong at exit."""
+    command = [sys.executable, "-m", "ppo_lib", "train", "--run", "piped", "--total-steps", "128", *TINY]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed:
+        process = subprocess.run(
+            command, cwd=tmp_path, env=ENVIRONMENT, stdout=closed, stderr=subprocess.PIPE, text=True
+        )
+    assert process.returncode == 0 and "Traceback" not in process.stderr, process.stderr
+    assert process.stderr.count("The terminal failed") == 1
+    assert load_policy(tmp_path / "results" / "piped")[2] == 128
+    assert len(rows(tmp_path / "results" / "piped" / "evaluation.csv")) == 4
+
+
+def test_a_home_folder_is_found(project, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(project))
+    assert main(["report", "first", "--results=~/results"]) == 0
+    assert "report.html" in capsys.readouterr().out and not (Path.cwd() / "~").exists()
+
+
+def test_help_explains_every_field_and_loads_no_torch():
+    code = (
+        "import sys; from ppo_lib.__main__ import FIELDS, main\n"
+        "try: main(['train', '--help'])\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, text=True, capture_output=True)
+    words = " ".join(shown.stdout.split())
+    assert words.endswith("False") and "--num-levels INT training levels; 0 = unlimited (default: 50)" in words
+    for name in FIELDS:
+        assert re.search(rf"--{name.replace('_', '-')}\b[^(]*(?: \([^(]*)* \(default: ", words), name
 
 
 def test_a_finished_run_can_be_prolonged(project):
@@ -216,15 +260,15 @@ def test_a_finished_run_can_be_prolonged(project):
         ("train --gama 0.9", "did you mean --gamma"),
         ("train --gamma 1.5", "between 0 and 1"),
         ("train --num-envs many", "--num-envs must be a whole number, not 'many'"),
-        ("train --num-minibatches 7", "doesn't divide.*try 8"),
-        ("train --sequence-length 30", "doesn't divide.*try 32"),
+        ("train --num-minibatches 7", "(doesn't|does not) divide.*try 8"),
+        ("train --sequence-length 30", "(doesn't|does not) divide.*try 32"),
         ("train --run ../elsewhere", "name is made of letters"),
         ("train --run first", "exists.*--resume"),
         ("train --run first --resume --gamma 0.9", "gamma 0.999 -> 0.9"),
         ("train --run first --resume --no-recurrent", "recurrent True -> False"),
         ("train --resume", "give --run NAME"),
         ("train --run frist --resume", "did you mean 'first'"),
-        ("train --results first.txt/results", "could not be written"),
+        ("train --results first.txt/results", r"could not be written \(Not a directory\); choose another folder"),
         ("train --precision fp16 --device cpu", "fp16 needs a GPU"),
         ("train --run first --resume --total-steps 64", "128 steps already"),
         ("evaluate nowhere", "There is no run 'nowhere'"),
@@ -262,7 +306,7 @@ def test_a_ruined_checkpoint_offers_the_previous_one(project, refused, how):
     shutil.copytree(project / "results" / "first", project / "results" / name)
     path = project / "results" / name / "checkpoint.pt"
     path.write_bytes({"truncated": path.read_bytes()[:5000], "empty": b"", "foreign": b"PK nonsense"}[how])
-    refused(project, "train", "--run", name, "--resume", words="64 steps, is whole.*`mv .*previous")
+    refused(project, "train", "--run", name, "--resume", words="64 steps, is intact.*`mv .*previous")
     assert load_policy(path.parent)[2] == 128  # the policy is a file of its own
 
 
