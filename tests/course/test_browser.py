@@ -1,7 +1,7 @@
-"""The notebooks in a real browser: JupyterLab in headless Chromium, with a student's clicks and keys.
+"""The course's widgets in a real browser: JupyterLab in headless Chromium, with a student's clicks and keys.
 
-Only the cells up to the one that is tried are run, in smoke mode, in a copy of the project. SHOTS=folder keeps the
-screenshots.
+The explorers and a video run in one short notebook; the training panel runs in the cells of notebook 05 that it needs,
+in smoke mode, in a copy of the project. SHOTS=folder keeps the screenshots.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from notebooks import copy_project
 from ppo_lib.runs import read_metrics
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
@@ -31,6 +32,7 @@ SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "notebook-extension/tracker": {"windowingMode": "none"},  # every cell is in the page, also those out of sight
 }
+KERNEL = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
 PATIENCE = 120_000  # ms
 pytestmark = [
     pytest.mark.browser,
@@ -41,9 +43,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
     """A copy of the project."""
-    from test_notebooks import tool
-
-    return tool.copy_project(tmp_path_factory.mktemp("lab") / "project")
+    return copy_project(tmp_path_factory.mktemp("lab") / "project")
 
 
 @pytest.fixture(scope="module")
@@ -84,30 +84,23 @@ def browser() -> Iterator[playwright.Browser]:
 
 
 @pytest.fixture
-def opened(project, lab, browser, request) -> Iterator[Callable[[str, str], playwright.Page]]:
-    """A function that opens a notebook, cut off after the cell with a certain text, and runs its cells."""
+def opened(project, lab, browser, request) -> Iterator[Callable[[list[str]], playwright.Page]]:
+    """A function that opens a notebook of these cells and runs them."""
     pages = []
 
-    def open_notebook(beginning: str, last: str) -> playwright.Page:
-        [path] = (project / "notebooks").glob(f"{beginning}*.ipynb")
-        notebook = nbformat.read(path, as_version=4)
-        ends = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code" and last in cell.source]
-        notebook.cells = notebook.cells[: ends[0] + 1]
-        for cell in notebook.cells:
-            if cell.cell_type == "code":
-                cell.outputs, cell.execution_count = [], None
-        cut = path.with_name(f"browser_{request.node.name[:30]}.ipynb".replace("[", "_").replace("]", ""))
-        nbformat.write(notebook, cut)
+    def open_notebook(cells: list[str]) -> playwright.Page:
+        path = project / "notebooks" / f"{request.node.name}.ipynb"
+        cells = [nbformat.v4.new_code_cell(source) for source in cells]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL}), path)
         page = browser.new_page(viewport={"width": 1100, "height": 1300})
         page.set_default_timeout(PATIENCE)
         pages.append(page)
-        page.goto(f"{lab}/lab/tree/notebooks/{cut.name}?reset")
+        page.goto(f"{lab}/lab/tree/notebooks/{path.name}?reset")
         page.locator(".jp-Notebook .jp-Cell").first.wait_for()
         page.locator("#jp-main-statusbar").get_by_text("Idle").wait_for()
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_text("Run All Cells", exact=True).click()
-        count = sum(cell.cell_type == "code" for cell in notebook.cells)
-        ran = page.locator(".jp-InputPrompt").get_by_text(f"[{count}]:", exact=True)
+        ran = page.locator(".jp-InputPrompt").get_by_text(f"[{len(cells)}]:", exact=True)
         error = page.locator('[data-mime-type="application/vnd.jupyter.error"]')
         wait(lambda: ran.count() or error.count(), PATIENCE / 1000, "the cells did not end")
         assert not error.count(), error.first.inner_text()
@@ -119,46 +112,55 @@ def opened(project, lab, browser, request) -> Iterator[Callable[[str, str], play
         page.close()
 
 
-def test_gallery_and_film(opened):
-    """Notebook 01: a key moves the slider and the levels change; the film plays."""
-    page = opened("01", "show_film")
-    before = pictures(page)
-    slider(page, "first level").press("ArrowRight")
-    wait(lambda: pictures(page) != before, 30, "the gallery did not change")
-    film = page.locator("video")
-    film.scroll_into_view_if_needed()
-    film.evaluate("film => { film.muted = true; return film.play(); }")
-    wait(lambda: film.evaluate("film => film.currentTime") > 0.5, 30, "the film does not play")
-    assert film.evaluate("film => film.videoWidth") > 0 and film.get_attribute("poster")
+EXPLORERS = [
+    """
+import sys; sys.path.insert(0, "..")
+import numpy as np
+from ppo_lib import video
+from ppo_lib.config import PPOConfig
+from ppo_lib.course import widgets
+""",
+    "widgets.level_gallery(PPOConfig(), columns=3)",
+    "widgets.gae_explorer(np.eye(40)[30], np.full(40, 0.5), np.arange(40) == 30)",
+    "widgets.clip_explorer()",
+    'video.show_video("../videos/quick-1m.mp4")',
+]
 
 
-@pytest.mark.parametrize(
-    ("notebook", "call", "names"),
-    [("03", "gae_explorer(", ("gamma", "lambda")), ("04", "clip_explorer(", ("epsilon",))],
-    ids=["gae", "clip"],
-)
-def test_explorers(opened, notebook, call, names):
-    """Notebooks 03 and 04: each slider redraws the picture in place."""
-    page = opened(notebook, call)
-    for name in names:
+def test_explorers_and_video(opened):
+    """Each slider redraws its picture in place, by keyboard; the video plays."""
+    page = opened(EXPLORERS)
+    for name, key in (("first level", "ArrowRight"), ("time", "ArrowRight"), ("gamma", "ArrowLeft"),
+                      ("lambda", "ArrowLeft"), ("epsilon", "ArrowLeft")):  # fmt: skip
         before = pictures(page)
-        slider(page, name).press("ArrowLeft")
+        slider(page, name).press(key)
         wait(lambda before=before: pictures(page) != before, 30, f"{name} did not change the picture")
         assert len(pictures(page)) == len(before)
+    shot(page, "explorers.png")
+    video = page.locator("video")
+    video.scroll_into_view_if_needed()
+    video.evaluate("video => { video.muted = true; return video.play(); }")
+    wait(lambda: video.evaluate("video => video.currentTime") > 0.5, 30, "the video does not play")
+    assert video.evaluate("video => video.videoWidth") > 0 and video.get_attribute("poster")
 
 
 def test_training_panel(opened, project):
-    """Notebook 05: a bad value is explained; start, steer while it trains, pause, go on, stop."""
-    page = opened("05", ".show()")
+    """Notebook 05: a bad value is explained; start, steer during training, pause, resume, stop."""
+    [path] = (project / "notebooks").glob("05*.ipynb")
+    sources = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    needed = ("import_module", "%matplotlib", "USE_DRIVE", "sizes =", ".show()")
+    page = opened([next(source for source in sources if text in source) for text in needed])
     entry(page, "name of the run").fill("browser")
     entry(page, "name of the run").press("Tab")
     entry(page, "gamma").fill("1.5")
     entry(page, "gamma").press("Tab")
-    page.get_by_role("alert").get_by_text("gamma must be between 0 and 1").wait_for()
+    page.get_by_role("alert").get_by_text("gamma must be at least 0 and at most 1, not 1.5").wait_for()
     assert press(page, "Start", click=False).is_disabled()
     entry(page, "gamma").fill("0.99")
     entry(page, "gamma").press("Tab")
-    entry(page, "length of run").fill("50000000")
+    entry(page, "games in parallel").fill("4")  # short updates
+    entry(page, "games in parallel").press("Tab")
+    entry(page, "length of run").fill("5e7")
     entry(page, "length of run").press("Tab")
     before = pictures(page)
     press(page, "Start")
@@ -176,11 +178,11 @@ def test_training_panel(opened, project):
     time.sleep(3)
     assert len(metrics()) <= held + 1
     press(page, "Resume")
-    wait(lambda: len(metrics()) > held + 1, 60, "it did not go on")
+    wait(lambda: len(metrics()) > held + 1, 60, "it did not resume")
     press(page, "Stop and save")
     page.get_by_role("status").filter(has_text="Not training").wait_for()
     stopped = len(metrics())
-    assert press(page, "Go on", click=False).is_enabled()
+    assert press(page, "Continue", click=False).is_enabled()
     time.sleep(2)
     assert len(metrics()) == stopped
 
