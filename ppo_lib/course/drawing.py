@@ -1,8 +1,7 @@
-"""Small drawings that the notebooks share: image strips, rollouts as pictures, tables.
+"""Small drawings that the notebooks share: image strips, rollouts as images, tables.
 
-- Figures are matplotlib Figures in the style of `drawing`, sized for a notebook page; nothing touches pyplot.
-- A rollout is always drawn the same way: time runs to the right, one row an environment, a black bar where an episode
-  ended. What is learned to read once is read everywhere.
+- Figures have the style of ppo_lib.plots, sized for a notebook page.
+- A rollout always runs to the right, with one row per environment and a black bar where an episode ended.
 """
 
 from __future__ import annotations
@@ -17,43 +16,38 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from ppo_lib.drawing import RUN_COLORS, label_axes, new_figure
+from ppo_lib import plots
+from ppo_lib.plots import RUN_COLORS, house_style, label_axes
+from ppo_lib.study.table import markdown_table
 
 if TYPE_CHECKING:
     from IPython.display import Markdown
 
 BLUE, ORANGE, GREEN, PINK, YELLOW, SKY = RUN_COLORS[:6]  # blue: right, training levels; orange: wrong, unseen levels
-DPI = 90  # pixels an inch: an 8 inch figure is 720 pixels wide
-TIME = "step t"
-ENVIRONMENT = "environment n"
+TIME, ENVIRONMENT = "step t", "environment n"
+note = plots.note
 
 
 def canvas(
-    rows: int = 1, columns: int = 1, width: float = 8, height: float = 3, **options: bool
+    rows: int = 1, columns: int = 1, width: float = 8, height: float = 3, **options: Any
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of width x height inches and its axes in reading order. options: see matplotlib's subplots."""
-    figure, axes = new_figure(rows, columns, height, **options)
-    figure.set_size_inches(width, height)
-    figure.set_dpi(DPI)
-    for axis in axes:
-        axis.set_prop_cycle(color=RUN_COLORS)
+    """A figure of width x height inches, 90 pixels per inch, and its axes. options: see Figure.subplots."""
+    figure, axes = plots.new_figure(rows, columns, height, **options)
+    figure.set(size_inches=(width, height), dpi=90)
     return figure, axes
 
 
+@house_style()
 def finish(axis: Axes, x: str, y: str, *, title: str = "", legend: bool = False, **options: Any) -> None:
     """Name both axes, with the unit in brackets; options: see matplotlib's Axes.set, such as ylim and xscale."""
     axis.set(**options)
     label_axes(axis, x, y)
     axis.set_title(title, fontsize=9.5)
     if legend:
-        axis.legend(frameon=False, fontsize=8)
+        axis.legend()
 
 
-def note(axis: Axes, text: str, x: float, y: float, *, right: float = 0, up: float = 0, **options: Any) -> None:
-    """A small text beside the point (x, y) of the axes, moved by `right` and `up` points."""
-    axis.annotate(text, (x, y), (right, up), textcoords="offset points", **{"fontsize": 8, **options})
-
-
+@house_style()
 def strip(
     images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],
     titles: Sequence[str] = (),
@@ -63,10 +57,9 @@ def strip(
     caption: str = "",
     size: float = 1.4,
 ) -> Figure:
-    """Images [H, W, 3] (or [H, W], drawn in grey) side by side, `columns` a row (default: all in one).
+    """Images [H, W, 3] (or [H, W], drawn in grey) side by side, `columns` per row (default: all in one).
 
-    titles: one above each image; colors: of each image's frame and title; caption: below all of them;
-    size: width of one image in inches.
+    titles: one above each image; colors: of its frame and title; caption: below all; size: width of an image (inches)
     """
     columns = min(len(images), columns or len(images))
     rows = math.ceil(len(images) / columns)
@@ -88,6 +81,7 @@ def strip(
     return figure
 
 
+@house_style()
 def rollout(
     axis: Axes,
     values: ArrayLike,
@@ -98,7 +92,7 @@ def rollout(
     centered: bool = False,
     bar: bool = True,
 ) -> None:
-    """An array [T, N] as a picture: time to the right, one row an environment, a black bar after each ended episode.
+    """An array [T, N] as an image: time to the right, one row per environment, a black bar after each ended episode.
 
     name: what the colours mean, with the unit; centered: make the colour range symmetric about 0.
     """
@@ -121,8 +115,8 @@ def groups(axis: Axes, group: ArrayLike, done: ArrayLike | None = None, *, name:
     """Which group each step of a rollout belongs to, an int array [T, N], in colours; groups count from 0."""
     group = np.asarray(group)
     colors = [RUN_COLORS[index % len(RUN_COLORS)] for index in range(int(group.max()) + 1)]
-    axis.imshow(group.T, aspect="auto", interpolation="nearest", cmap=ListedColormap(colors), alpha=0.75,
-                vmin=-0.5, vmax=len(colors) - 0.5)  # fmt: skip
+    limits = {"vmin": -0.5, "vmax": len(colors) - 0.5}
+    axis.imshow(group.T, aspect="auto", interpolation="nearest", cmap=ListedColormap(colors), alpha=0.75, **limits)
     if done is not None:
         mark_ends(axis, done)
     _time_by_environment(axis)
@@ -136,7 +130,7 @@ def mark_ends(axis: Axes, done: ArrayLike, color: str = "black") -> None:
 
 
 def matrix(axis: Axes, values: ArrayLike, x: str, y: str, title: str = "", **options: Any) -> None:
-    """A matrix as a picture, its first row on top. x, y: names of the axes; options: see matplotlib's imshow."""
+    """A matrix as an image, its first row on top. x, y: names of the axes; options: see matplotlib's imshow."""
     axis.imshow(np.asarray(values), **{"interpolation": "nearest", "cmap": "viridis", **options})
     axis.grid(False)
     label_axes(axis, x, y)
@@ -147,21 +141,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Markdown:
     """A table for a notebook's output; floats are shown with four digits, whole numbers with thousands separators."""
     from IPython.display import Markdown
 
-    lines = [header, ["---:" if _number(value) else ":---" for value in rows[0]], *rows]
-    return Markdown("\n".join("| " + " | ".join(map(_text, line)) + " |" for line in lines))
+    return Markdown(markdown_table(header, rows))
 
 
 def _time_by_environment(axis: Axes) -> None:
     axis.grid(False)
     label_axes(axis, TIME, ENVIRONMENT)
     axis.xaxis.set_major_formatter("{x:.0f}")
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-
-
-def _text(value: object) -> str:
-    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
-        return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, (float, np.floating)) else str(value)
