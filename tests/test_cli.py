@@ -257,8 +257,8 @@ def test_a_finished_run_can_be_prolonged(project):
     [
         ("train --env-name starpilo", "did you mean 'starpilot'"),
         ("train --preset papper", "did you mean 'paper'"),
-        ("train --gama 0.9", "did you mean --gamma"),
-        ("train --gamma 1.5", "between 0 and 1"),
+        ("train --gama 0.9", "did you mean '--gamma'"),
+        ("train --gamma 1.5", "at most 1"),
         ("train --num-envs many", "--num-envs must be a whole number, not 'many'"),
         ("train --num-minibatches 7", "(doesn't|does not) divide.*try 8"),
         ("train --sequence-length 30", "(doesn't|does not) divide.*try 32"),

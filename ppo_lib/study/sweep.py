@@ -65,11 +65,13 @@ class SweepRun:
     def complete(self) -> bool:
         """Whether nothing is left to do: evaluated at the last step, or trained so far if no evaluation is wanted."""
         end, path = self.config.last_step, self.run_dir / "evaluation.csv"
-        with suppress(CheckpointError):
-            if self.config.eval_interval < 0:
+        if self.config.eval_interval < 0:
+            with suppress(CheckpointError):
                 return load_policy(self.run_dir)[2] == end
-        played = read_evaluation(path) if path.is_file() else None
-        return played is not None and all(len(played.select(s, end)) >= self.config.eval_episodes for s in SPLITS)
+        if self.config.eval_interval < 0 or not path.is_file():
+            return False
+        played = read_evaluation(path)
+        return all(len(played.select(split, end)) >= self.config.eval_episodes for split in SPLITS)
 
     def check(self) -> None:
         """Raise UserError if the folder holds a run that this one can't continue: nothing may be overwritten."""

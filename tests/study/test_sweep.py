@@ -1,4 +1,4 @@
-"""Sweeps: the grid, a run's state on disk, engines, the table; and real ones that are killed and go on."""
+"""Sweeps: the grid, a run's state on disk, engines; and real ones that are killed and continue."""
 
 from __future__ import annotations
 
@@ -6,31 +6,27 @@ import csv
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from concurrent.futures import wait
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_runs import make_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppo_lib.__main__ import _parser, main
-from ppo_lib.checkpoint import save_policy
-from ppo_lib.config import FIELD_TYPES, PPOConfig, UserError, preset
+from ppo_lib.__main__ import FIELDS, _parser, main
+from ppo_lib.checkpoint import RunFolder, save_checkpoint, save_policy
+from ppo_lib.config import PPOConfig, UserError, preset
 from ppo_lib.policy import ActorCritic
 from ppo_lib.runs import load_run
-from ppo_lib.study import engines, sweep_run
-from ppo_lib.study.experiments import summarize_experiment
-from ppo_lib.study.sweep import plan, sweep, varied_fields
-from ppo_lib.study.sweep_run import RunFailed, RunKilled, SweepRun
-from ppo_lib.study.table import conclude, table
+from ppo_lib.study import sweep as sweeps
+from ppo_lib.study.sweep import RunKilled, SweepRun, plan, sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = shlex.split(
@@ -72,7 +68,7 @@ def processes(folder: Path) -> list[int]:
             words = path.read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"ppo_lib.study.sweep_run" in words and any(word.startswith(str(folder).encode()) for word in words):
+        if words[2:4] == [b"ppo_lib", b"train"] and any(word.startswith(str(folder).encode()) for word in words):
             found.append(int(path.parent.name))
     return found
 
@@ -99,7 +95,7 @@ def complete_run(folder: Path, **changes: object) -> SweepRun:
 def grid(folder: Path, arguments: list[str]) -> list[SweepRun]:
     """The runs that the command line makes of these arguments."""
     options = vars(_parser().parse_args(["sweep", "--sweep", "s", *arguments]))
-    return plan(folder, "quick", {name: options[name] or [True] for name in FIELD_TYPES if name in options})
+    return plan(folder, "quick", {name: options[name] or [True] for name in FIELDS if name in options})
 
 
 @pytest.fixture(scope="module")
@@ -133,27 +129,26 @@ def test_a_grid_is_every_combination_once(values, random):
     count = 1
     for several in values.values():
         count *= len(several)
-    assert len(runs) == len({run.name for run in runs}) == len({run.config for run in runs}) == count
+    assert len(runs) == len({run.run_dir for run in runs}) == len({run.config for run in runs}) == count
     for run in runs:
         assert all(getattr(run.config, name) in several for name, several in values.items())
         rest = {name: value for name, value in run.config.to_dict().items() if name not in values}
         assert rest == {name: value for name, value in preset("paper").to_dict().items() if name in rest}
-        assert re.fullmatch(r"\w[\w.+-]*", run.name) and run.run_dir.is_absolute()
+        assert re.fullmatch(r"\w[\w.+-]*", run.run_dir.name) and run.run_dir.is_absolute()
     seeds = [run.config.seed for run in runs]
     assert seeds == sorted(seeds, key=values.get("seed", seeds).index)  # a whole grid of one seed, then the next
     # a smaller grid has the same names for the same runs, but for what a name says only where it varies
     part = {name: random.sample(several, random.randint(1, len(several))) for name, several in values.items()}
     if len(part.get("total_steps", [])) == len(values.get("total_steps", [])):
-        names = {run.config: run.name for run in runs}
-        assert all(names[run.config] == run.name for run in plan(Path("results/none"), "paper", part))
+        names = {run.config: run.run_dir.name for run in runs}
+        assert all(names[run.config] == run.run_dir.name for run in plan(Path("results/none"), "paper", part))
 
 
 def test_names_say_what_differs_from_the_preset():
     values = {"num_levels": [0, 200], "seed": [3], "recurrent": [True, False], "device": ["cuda:0"]}
-    assert [run.name for run in plan(Path("x"), "paper", values)] == [
+    assert [run.run_dir.name for run in plan(Path("x"), "paper", values)] == [
         "unlimited-recurrent-seed3", "unlimited-seed3", "levels200-recurrent-seed3", "levels200-seed3",
     ]  # fmt: skip
-    assert varied_fields(values) == ["num_levels", "recurrent"]
 
 
 def test_the_commands_of_the_readme(capsys, monkeypatch, tmp_path):
@@ -186,11 +181,11 @@ def test_the_commands_of_the_readme(capsys, monkeypatch, tmp_path):
         ("--num-levels 10", "--sweep"),
         ("--sweep ../s --seed 1", "name is made of letters"),
         ("--sweep s --seed", "--seed: expected at least one argument"),
-        ("--sweep s --sead 1", "did you mean --seed"),
+        ("--sweep s --sead 1", "did you mean '--seed'"),
         ("--sweep s --seed 1 one", "--seed must be a whole number, not 'one'"),
         ("--sweep s --recurrent true maybe", "--recurrent must be true or false, not 'maybe'"),
-        ("--sweep s --seed 1 --gamma 0.9 1.5", "gamma must be between 0 and 1"),
-        ("--sweep s --num-envs 64 63 --num-minibatches 7 8", "doesn't divide"),
+        ("--sweep s --seed 1 --gamma 0.9 1.5", "gamma must be .* at most 1"),
+        ("--sweep s --num-envs 64 63 --num-minibatches 7 8", "(doesn't|does not) divide"),
         ("--sweep s --seed 1 2 1", "levels50-seed1 twice"),
         ("--sweep s --total-steps 1e6 1000000", "twice"),
         ("--sweep s --seed 1 --engine tractor", "invalid choice"),
@@ -199,7 +194,7 @@ def test_the_commands_of_the_readme(capsys, monkeypatch, tmp_path):
         ("--sweep other --seed 1", r"another config \(num_levels 10 -> 50\).*another name"),
         ("--sweep annealed --anneal-lr --seed 1", r"another config \(total_steps 163840 -> 180000\)"),
         ("--sweep long --seed 1 --total-steps 64000", "180,224 steps already, more than the 65,536"),
-        ("--sweep lost --seed 1 --total-steps 1e6", "no checkpoint to go on from.*remove the folder"),
+        ("--sweep lost --seed 1 --total-steps 1e6", "no checkpoint to resume from.*remove the folder"),
     ],
 )
 def test_mistakes_get_one_sentence_and_start_nothing(tmp_path, monkeypatch, capsys, arguments, words):
@@ -213,7 +208,10 @@ def test_mistakes_get_one_sentence_and_start_nothing(tmp_path, monkeypatch, caps
     if name == "annealed":
         make_run(results / "annealed/levels50-anneal_lr-seed1", seed=1, anneal_lr=True, total_steps=163_840)
     if name in ("long", "lost"):
-        complete_run(results / name / "levels50-seed1", seed=1)
+        made = complete_run(results / name / "levels50-seed1", seed=1)
+        if name == "long":
+            state = {"config": made.config.to_dict(), "precision": "float32", "steps": 180_224}
+            save_checkpoint(made.run_dir, state)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert main(["sweep", *arguments.split()]) == 2
     shown = capsys.readouterr()
@@ -222,9 +220,7 @@ def test_mistakes_get_one_sentence_and_start_nothing(tmp_path, monkeypatch, caps
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_no_value_and_no_such_field():
-    with pytest.raises(UserError, match="no value for seed"):
-        plan(Path("x"), "quick", {"seed": []})
+def test_no_such_field():
     with pytest.raises(UserError, match="did you mean 'seed'"):
         plan(Path("x"), "quick", {"sead": [1]})
 
@@ -232,21 +228,19 @@ def test_no_value_and_no_such_field():
 # --- a run's state ---------------------------------------------------------------------------------------------------
 
 
-def test_complete_means_evaluated_at_the_end_with_that_policy(tmp_path):
+def test_complete_means_evaluated_at_the_end(tmp_path):
     run = complete_run(tmp_path / "levels50-seed1", seed=1, eval_episodes=64)
-    assert run.complete and run.arguments() is None and run.trained == run.config.last_step
+    assert run.complete and run.trained == run.config.last_step
+    for change in ({"eval_episodes": 65}, {"total_steps": 10**6}):
+        assert not SweepRun(run.run_dir, run.config.replace(**change)).complete
+    trained_only = SweepRun(run.run_dir, run.config.replace(eval_interval=-1))
+    assert trained_only.complete
+    save_policy(run.run_dir, ActorCritic().state_dict(), run.config, run.config.last_step - run.config.batch_size)
+    assert run.complete and not trained_only.complete
     (run.run_dir / "policy.pt").unlink()
-    assert run.complete and run.arguments() is None  # git may keep the CSVs alone
-    assert not SweepRun(run.run_dir, run.config.replace(eval_interval=-1)).complete
-    (run.run_dir / "checkpoint.pt").touch()
-    assert not run.complete
-    weights = ActorCritic().state_dict()
-    save_policy(run.run_dir, weights, run.config, run.config.last_step - run.config.batch_size)
-    assert not run.complete
-    save_policy(run.run_dir, weights, run.config, run.config.last_step)
+    assert run.complete and not trained_only.complete  # git may keep the CSVs alone
     (run.run_dir / "evaluation.csv").unlink()
     assert not run.complete
-    assert SweepRun(run.run_dir, run.config.replace(eval_interval=-1)).complete
 
 
 def test_results_without_policy_are_neither_trained_again_nor_hidden(tmp_path):
@@ -261,29 +255,21 @@ def test_results_without_policy_are_neither_trained_again_nor_hidden(tmp_path):
     assert {name: (kept.run_dir / name).read_bytes() for name in before} == before
 
 
-def test_more_episodes_of_a_trained_run_are_only_played(tmp_path):
-    run = complete_run(tmp_path / "s/levels50-seed1", seed=1, eval_episodes=64)
-    more = SweepRun(run.run_dir, run.config.replace(eval_episodes=512))
-    assert not more.complete
-    options = _parser().parse_args(more.arguments())
-    assert options.name == "evaluate" and options.episodes == 512 and options.seed == run.config.last_step
-    assert options.results / options.run == run.run_dir
-
-
-def test_the_train_command_means_the_config_and_goes_on_from_what_is_there(tmp_path):
-    config = preset("paper", seed=7, anneal_lr=True, learning_rate=3.3e-5, eval_interval=-1, device="cpu")
+def test_the_train_command_means_the_config_and_continues_what_is_there(tmp_path):
+    config = preset("paper", seed=7, anneal_lr=True, learning_rate=3.3e-5, eval_interval=-1, device="cpu",
+                    precision="bf16")  # fmt: skip
     run = SweepRun(tmp_path / "s/run", config)
 
     def options():
         found = _parser().parse_args(run.arguments())
         assert found.name == "train" and found.results / found.run == run.run_dir
-        assert PPOConfig.from_dict({name: getattr(found, name) for name in FIELD_TYPES}) == config
+        assert PPOConfig.from_dict({name: getattr(found, name) for name in FIELDS}) == config
         return found
 
     run.run_dir.mkdir(parents=True)
     assert not options().resume  # new
     (run.run_dir / "config.json").write_text(config.to_json())
-    assert options().resume  # killed before its first save: it begins anew, see test_train.py
+    assert options().resume  # killed before its first save: it starts again, see test_train.py
     (run.run_dir / "checkpoint.previous.pt").write_text("killed between the renames of a save")
     assert options().resume
 
@@ -302,72 +288,86 @@ def test_trained_reads_the_last_whole_row(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("code", "kind", "words"),
+    ("code", "words"),
     [
-        ("import sys; print('training'); sys.exit('error: the disk is full')", RunFailed, "^the disk is full$"),
-        ("raise ValueError('wrong shape')", RunFailed, "ValueError: wrong shape"),
-        ("import os; os.kill(os.getpid(), 9)", RunKilled, "SIGKILL.*out of memory"),
-        ("import os; os.kill(os.getpid(), 11)", RunKilled, "SIGSEGV"),
-        ("import sys; sys.exit(130)", RunKilled, "told to stop"),
-        ("pass", RunFailed, "without its last evaluation"),
+        ("import sys; print('training'); sys.exit('error: the disk is full')", "^the disk is full$"),
+        ("raise ValueError('wrong shape')", "ValueError: wrong shape"),
+        ("import os; os.kill(os.getpid(), 9)", "SIGKILL.*out of memory"),
+        ("import os; os.kill(os.getpid(), 11)", "SIGSEGV"),
+        ("import sys; sys.exit(130)", "told to stop"),
+        ("pass", "without its last evaluation"),
     ],
 )
-def test_the_cause_of_a_failure(tmp_path, code, kind, words):
+def test_the_cause_of_a_failure(tmp_path, code, words):
     run = SweepRun(tmp_path, PPOConfig())
     with open(tmp_path / "log.txt", "ab") as log:
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=log, stderr=log)
-    with pytest.raises(RunFailed, match=words) as caught:
-        sweep_run.finish(run, process)
-    assert caught.type is kind
+        code = subprocess.run([sys.executable, "-c", code], stdout=log, stderr=log).returncode
+    assert re.search(words, sweeps._failure(run, code))
 
 
-def test_one_process_at_a_time_in_a_folder(tmp_path):
-    run = SweepRun(tmp_path, PPOConfig())
-    code = (
-        "import sys, time; from pathlib import Path; from ppo_lib.config import PPOConfig\n"
-        "from ppo_lib.study.sweep_run import SweepRun\n"
-        "with SweepRun(Path(sys.argv[1]), PPOConfig()).lock(): print('in', flush=True); time.sleep(600)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=ENVIRONMENT, stdout=subprocess.PIPE)
-    assert process.stdout.readline() == b"in\n"
-    threading.Timer(0.3, process.kill).start()
+def test_a_run_starts_when_nobody_else_is_in_its_folder(tmp_path, monkeypatch):
+    """The process of a sweep that was killed may still be saving."""
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: time.monotonic())
+    saving = RunFolder(tmp_path, PPOConfig(), resume=True)
+    other = threading.Thread(target=saving.claim, args=[PPOConfig()])
+    other.start()
+    other.join()
+    threading.Timer(0.5, saving.release).start()
     begin = time.monotonic()
-    with run.lock():
-        assert time.monotonic() - begin > 0.2 and process.wait(10) == -signal.SIGKILL
+    assert sweeps._start(SweepRun(tmp_path, PPOConfig())) - begin > 0.4
+    saving.claim(PPOConfig())  # the starting process does not keep it
+    saving.release()
+
+
+def test_precision_is_decided_once(tmp_path, monkeypatch):
+    measured = iter(["bf16", "float32"])
+    hardware = SimpleNamespace(configure=lambda config: SimpleNamespace(precision=next(measured)))
+    monkeypatch.setitem(sys.modules, "ppo_lib.accel.hardware", hardware)
+    fixed = SweepRun(tmp_path / "s/fixed", PPOConfig(precision="float32"))
+    runs = [SweepRun(tmp_path / f"s/{name}", PPOConfig()) for name in "abc"]
+    first = sweeps._settle_precision([fixed, *runs])
+    assert [run.config.precision for run in first] == ["float32", "bf16", "bf16", "bf16"]
+    (tmp_path / "s/a").mkdir(parents=True)
+    (tmp_path / "s/a/config.json").write_text(first[1].config.to_json())
+    (tmp_path / "s/damaged").mkdir()
+    (tmp_path / "s/damaged/config.json").write_text("{")
+    again = sweeps._settle_precision(runs)
+    assert [run.config.precision for run in again] == ["auto", "bf16", "bf16"]  # one has begun and keeps its own
+    assert "--precision" not in again[0].arguments() and "--resume" in again[0].arguments()
+    assert next(measured) == "float32"  # nothing was measured a second time
 
 
 # --- engines ---------------------------------------------------------------------------------------------------------
 
 
 def test_one_run_a_gpu_and_jobs(tmp_path, monkeypatch):
-    guard, busy, most, seen = threading.Lock(), Counter(), Counter(), {}
+    busy, most, seen = Counter(), Counter(), {}
+
+    class Process:
+        def __init__(self, gpu):
+            self.gpu, self.polls = gpu, iter([None, None, 0])
+
+        def poll(self):
+            self.returncode = next(self.polls)
+            busy[self.gpu] -= self.returncode == 0
+            return self.returncode
 
     def start(run, gpu):
-        with guard:
-            busy[gpu] += 1
-            most[gpu] = max(most[gpu], busy[gpu])
-            seen[run.name] = gpu
-
-    def finish(run, process):
-        time.sleep(0.05)
-        with guard:
-            busy[seen[run.name]] -= 1
+        busy[gpu] += 1
+        most[gpu] = max(most[gpu], busy[gpu])
+        seen[run.run_dir.name] = gpu
+        return Process(gpu)
 
     runs = [SweepRun(tmp_path / f"run{i}", PPOConfig()) for i in range(9)]
-    monkeypatch.setattr(engines, "_gpus", lambda runs: ["0", "1"])
-    monkeypatch.setattr(engines, "start", start)
-    monkeypatch.setattr(engines, "finish", finish)
+    monkeypatch.setattr(sweeps, "_gpus", lambda runs: ["0", "1"])
+    monkeypatch.setattr(sweeps, "_start", start)
+    monkeypatch.setattr(sweeps, "_failure", lambda run, code: None)
+    monkeypatch.setattr(sweeps.time, "sleep", lambda seconds: None)
     for jobs in (1, 2):
         most.clear(), seen.clear()
-        monkeypatch.setattr(engines, "stop", lambda *processes: None)
-        with engines.local(runs, jobs) as futures:
-            assert not wait(futures, timeout=30).not_done
-        assert most == {"0": jobs, "1": jobs} and len(seen) == 9
-    fixed = [SweepRun(tmp_path / "run", PPOConfig(device="cuda:1"))]
-    seen.clear()
-    with engines.local(fixed) as futures:
-        wait(futures, timeout=30)
-    assert seen == {"run": None}  # it names its GPU itself
+        ended = [run for run, cause in sweeps.local(runs, jobs) if run]
+        assert most == {"0": jobs, "1": jobs} and len(seen) == 9 and set(ended) == set(runs)
+    assert [run.run_dir.name for run in ended[:4]] == ["run0", "run1", "run2", "run3"]  # in their order
 
 
 def test_which_gpus_there_are(monkeypatch):
@@ -376,93 +376,87 @@ def test_which_gpus_there_are(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert engines._gpus([auto, cpu]) == ["0", "1", "2"]
-    assert engines._gpus([cpu]) == [None]
+    assert sweeps._gpus([auto, cpu]) == ["0", "1", "2"]
+    assert sweeps._gpus([cpu]) == [None]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-5ebe9f43")
-    assert engines._gpus([auto]) == ["2", "GPU-5ebe9f43"]
+    assert sweeps._gpus([auto]) == ["2", "GPU-5ebe9f43"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert engines._gpus([auto]) == [None]
-    with pytest.raises(UserError, match="no CUDA GPU"):
-        engines._gpus([SweepRun(Path("c"), PPOConfig(device="cuda"))])
+    assert sweeps._gpus([auto]) == [None]
 
 
 def test_a_run_sees_its_gpu_alone(tmp_path, monkeypatch):
     given = {}
     monkeypatch.setattr(subprocess, "Popen", lambda command, **options: given.update(options["env"]))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    sweep_run.start(SweepRun(tmp_path, PPOConfig()), "1")
-    assert given["CUDA_VISIBLE_DEVICES"] == "1"
-    sweep_run.start(SweepRun(tmp_path, PPOConfig()))
-    assert given["CUDA_VISIBLE_DEVICES"] == "0,1"
+    for gpu, device, visible in (("1", "auto", "1"), (None, "auto", "0,1"), ("1", "cuda:0", "0,1")):
+        sweeps._start(SweepRun(tmp_path, PPOConfig(device=device)), gpu)
+        assert given["CUDA_VISIBLE_DEVICES"] == visible
 
 
 def test_ray_missing_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"deeplearningppo\[ray\].*--engine local"), engines.ray([]):
-        pass
+    with pytest.raises(UserError, match=r"deeplearningppo\[ray\].*--engine local"):
+        next(sweeps.ray([]))
 
 
-# --- the table -------------------------------------------------------------------------------------------------------
+class FakeRay:
+    """As much of Ray as a sweep uses, in this process: tasks run when they are waited for."""
+
+    def __init__(self, fail=()):
+        self.fail, self.options, self.cancelled = dict(fail), None, []
+
+    def init(self, **options): ...
+
+    def nodes(self):
+        return [{"Resources": {"CPU": 4.0}}, {"Resources": {"CPU": 8.0}}]
+
+    def cluster_resources(self):
+        return {"CPU": 12.0}
+
+    def remote(self, **options):
+        self.options = options
+        return lambda function: SimpleNamespace(remote=lambda run: run.run_dir.name)
+
+    def wait(self, tasks, num_returns=1, timeout=None):
+        return tasks[:num_returns], tasks[num_returns:]
+
+    def get(self, task):
+        if task in self.fail:
+            raise self.fail[task]
+        return None
+
+    def cancel(self, task):
+        self.cancelled.append(task)
 
 
-def test_the_table_has_a_row_an_experiment(tmp_path, capsys):
-    folder = tmp_path / "results" / "s"
-    runs = [
-        complete_run(folder / f"levels{levels}-seed{seed}", num_levels=levels, seed=seed, total_steps=65_536)
-        for seed in (1, 2) for levels in (10, 50)
-    ]  # fmt: skip
-    for run in runs[:2]:
-        (run.run_dir / "log.txt").write_text(f"python ...\n  0%|\r\r{run.name}: CPU with 2 cores, bf16 (its ...)\n 5%|")
-    conclude([run.run_dir for run in runs])
-    out = capsys.readouterr().out
-    loaded = [load_run(run.run_dir) for run in runs]
-    rows = table(loaded)
-    assert [(row["num_levels"], row["seeds"]) for row in rows] == [(10, [1, 2]), (50, [1, 2])]
-    for row, pair in zip(rows, (loaded[0::2], loaded[1::2]), strict=True):
-        expected = summarize_experiment(pair)
-        assert (row["train"], row["unseen"], row["gap"]) == (expected.train.mean, expected.unseen.mean, expected.gap)
-        assert row["episodes"] == 128 and row["steps"] == 65_536
-        assert row["seconds"] == 160 and row["steps_per_second"] == pytest.approx(65_536 / 160)
-        assert row["machine"] == "CPU with 2 cores"
-    with open(folder / "table.csv") as file:
-        written = list(csv.DictReader(file))
-    assert [float(row["unseen_high"]) for row in written] == pytest.approx([row["unseen"].high for row in rows], 1e-4)
-    assert [row["seeds"] for row in written] == ["1 2", "1 2"]
-    text = (folder / "table.md").read_text()
-    assert text.strip() in out and str(rows[1]["gap"]) in text and "over seeds first" in text
-    assert {"report.html", "report_levels_curve.png"} <= {path.name for path in folder.iterdir()}
-    assert str(folder / "report_levels_curve.png") in out
+def test_ray_places_and_retries(tmp_path, monkeypatch):
+    runs = [SweepRun(tmp_path / name, PPOConfig()) for name in "abc"]
+    cluster = FakeRay({"b": RunKilled("killed by SIGKILL\nand more")})
+    monkeypatch.setitem(sys.modules, "ray", cluster)
+    ended = [(run.run_dir.name, cause) for run, cause in sweeps.ray(runs, 2) if run]
+    assert ended == [("a", None), ("b", "killed by SIGKILL"), ("c", None)]
+    assert cluster.options == {"max_retries": 3, "retry_exceptions": [RunKilled], "num_cpus": 2}
+    events = sweeps.ray(runs)
+    next(events)
+    events.close()  # as Ctrl-C does
+    assert cluster.cancelled == ["b", "c"]
 
 
-def test_the_table_of_one_seed_and_other_fields(tmp_path):
-    runs = [
-        load_run(make_run(tmp_path / f"lr{rate}", learning_rate=rate, eval_interval=-1, seed=3))
-        for rate in (1e-4, 1e-3)
-    ]
-    (tmp_path / "lr0.0001/evaluation.csv").unlink()
-    runs[0] = load_run(tmp_path / "lr0.0001")
-    conclude([run.path for run in runs])
-    text = (tmp_path / "table.md").read_text()
-    assert [row["learning_rate"] for row in table(runs)] == [1e-4, 1e-3]
-    assert "intervals over episodes." in text and "learning rate" in text and "| -" in text
-    assert table(runs[1:])[0]["num_levels"] == 50
+def test_a_task_of_ray_says_whether_to_try_again(tmp_path, monkeypatch):
+    stopped = []
+    for code, outcome in ((0, None), (-9, RunKilled), (2, "the disk is full")):
+        monkeypatch.setattr(sweeps, "_start", lambda run, code=code: SimpleNamespace(wait=lambda: code))
+        monkeypatch.setattr(sweeps, "_stop", stopped.append)
+        monkeypatch.setattr(sweeps, "_failure", lambda run, code, outcome=outcome: outcome)
+        if outcome is RunKilled:
+            with pytest.raises(RunKilled):
+                sweeps._run_on_ray(SweepRun(tmp_path, PPOConfig()))
+        else:
+            assert sweeps._run_on_ray(SweepRun(tmp_path, PPOConfig())) == outcome
+    assert len(stopped) == 3
 
 
-def test_published_results_follow_the_table_of_the_published_protocol(tmp_path):
-    shutil.copytree(ROOT / "results/reference", tmp_path / "reference")
-    paper = dict(num_levels=200, use_backgrounds=True, restrict_themes=False)
-    conclude([make_run(tmp_path / "paper" / f"s{seed}", seed=seed, **paper) for seed in (1, 2)])
-    assert "| UCB-DrAC" in (tmp_path / "paper/table.md").read_text()
-    conclude([make_run(tmp_path / "plain/s1", num_levels=200)])
-    assert "UCB-DrAC" not in (tmp_path / "plain/table.md").read_text()
-
-
-def test_how_much_is_measured_is_no_setting_of_the_experiment(tmp_path):
-    """A first seed with 256 episodes of which more were played later, and a second one with 512 from the start."""
-    changes = ({"eval_episodes": 256}, {"eval_episodes": 512, "eval_interval": 10**6, "checkpoint_interval": 10**6})
-    runs = [load_run(make_run(tmp_path / f"s{seed}", seed=seed, **fields)) for seed, fields in enumerate(changes)]
-    [row] = table(runs)
-    assert row["seeds"] == [0, 1] and "eval_episodes" not in row
+# --- the runs of a folder --------------------------------------------------------------------------------------------
 
 
 def test_the_table_holds_the_runs_of_all_commands(tmp_path, capsys):
@@ -470,7 +464,7 @@ def test_the_table_holds_the_runs_of_all_commands(tmp_path, capsys):
     for levels in (0, 200, 50):
         complete_run(tmp_path / f"s/{levels or 'unlimited'}", num_levels=levels, **fields)
     unfinished = complete_run(tmp_path / "s/unfinished", num_levels=10, **fields)
-    (unfinished.run_dir / "policy.pt").rename(unfinished.run_dir / "checkpoint.pt")
+    (unfinished.run_dir / "evaluation.csv").unlink()
     complete_run(tmp_path / "s/levels200-no_recurrent-seed1", num_levels=200, recurrent=False, **fields)
     values = {"num_levels": [200], "recurrent": [False], **{name: [value] for name, value in fields.items()}}
     runs = plan(tmp_path / "s", "quick", values)
@@ -493,7 +487,7 @@ def test_the_table_holds_the_runs_of_all_commands(tmp_path, capsys):
 def test_a_sweep_ends_in_a_table_and_a_figure(swept):
     out, err = (swept / "stdout.txt").read_text(), (swept / "stderr.txt").read_text()
     assert re.search(r"\| 10 .*\n\| unlimited ", out) and "report_levels_curve.png" in out
-    assert "2/2 runs" in err and not re.search(r"(?i)warning|traceback", out + err)
+    assert "complete" in err and not re.search(r"(?i)warning|traceback", out + err)
     for name in NAMES:
         folder = swept / "results/s" / name
         log = (folder / "log.txt").read_text()
@@ -523,7 +517,7 @@ def test_kills_and_ctrl_c_change_nothing_but_time(swept, tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130 and "Traceback" not in err, err
-    assert "0 of 2 runs are complete. The same command goes on." in out
+    assert "0 of 2 runs are complete. The same command continues." in out
     assert not processes(tmp_path)
 
     process = start_sweep(tmp_path, *GRID)
@@ -556,7 +550,7 @@ def test_a_failed_run_is_reported_and_stops_no_other(tmp_path):
     process = start_sweep(tmp_path, *arguments)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 1
-    assert re.search(rf"FAILED {broken.name}: .*is damaged.*\(log: .*/log.txt\)", err), err
+    assert re.search(rf"FAILED {broken.run_dir.name}: .*is damaged.*\(log: .*/log.txt\)", err), err
     assert "1 of 2 runs failed" in err and "Traceback" not in err and re.search(r"\| 10 +\| 1 ", out), out
 
 
