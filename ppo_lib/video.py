@@ -78,12 +78,12 @@ def record_video(
     seed: int = 0,
     **end: Any,
 ) -> Path:
-    """Record a policy on `levels` games at once, half on training levels (left), half on unseen levels (right).
+    """Record a policy on `levels` games at once, half on training levels (left), half on unseen levels (right), as mp4;
+    returns its path. Raises UserError for levels that aren't part of their split.
 
     policy: policy(obs, state, episode_start) -> logits, value, state (an ActorCritic, or any module of that form)
     shots: the games one by one instead: ("train", None) draws levels, ("unseen", 4711) plays that level
     end: max_seconds (20), max_bytes (1,000,000), once (every game plays one episode; the video ends with the longest)
-    Returns the path. Raises UserError for levels that aren't part of their split and for files that can't be written.
     """
     if not shots and (levels < 2 or levels % 2):
         raise UserError(f"levels must be even, half for training and half for unseen levels, not {levels}.")
@@ -101,9 +101,7 @@ def record_comparison(
     players: Sequence[tuple[str, Module, PPOConfig]], path: str | Path, *, rows: int = 2, seed: int = 0, **end: Any
 ) -> Path:
     """Record several policies on the same levels, which none of them trained on: a column per policy, a row per level.
-
-    players: (header, policy, config) of each, all of the same game; the rest as for record_video
-    """
+    players: (header, policy, config) of each, all of the same game; the rest as for record_video."""
     configs = [config for _, _, config in players]
     if len({(config.env_name, config.distribution_mode) for config in configs}) > 1:
         raise UserError("These agents play different games: choose runs with the same env_name and distribution_mode.")
@@ -118,10 +116,8 @@ def record_comparison(
 def record_episode(
     policy: Module, config: PPOConfig, *, max_steps: int = 1000, size: int = 256, split: str = "train", **game: Any
 ) -> Recording:
-    """Play one episode and keep everything: frames (scaled to size x size), rewards, values, probabilities.
-
-    game: level, seed and greedy, see moments_of. Frames of 256 pixels take 0.2 MB of memory per step.
-    """
+    """Play one episode and keep everything, with frames scaled to size x size (256 pixels: 0.2 MB per step).
+    game: level, seed and greedy, see moments_of."""
     rows = []
     with closing(moments_of(policy, config, split, **game)) as moments:
         for frame, played, probabilities, _, values in islice(moments, max_steps):
@@ -137,9 +133,7 @@ def moments_of(
     policy: Module, config: PPOConfig, split: str, level: int | None = None, *, seed: int = 0, greedy: bool = False
 ) -> Iterator[Moment]:
     """Play one game forever, a step each time; close the iterator to end the game.
-
-    level: its seed (default: drawn from the split for each episode); seed: of these levels and of the sampled actions
-    """
+    level: its seed (default: drawn from the split for each episode); seed: of these levels and of the actions."""
     levels, env_seed = None if level is None else (level, 1), derive_seed(config.seed, "video", split, seed)
     with closing(make_env(config, split, num_envs=1, seed=env_seed, levels=levels, render=True)) as env:
         player = Player(policy, env, seed=derive_seed(env_seed, "actions"), greedy=greedy)
@@ -208,8 +202,8 @@ def draw_panel(split: str, env_name: str) -> Image.Image:
     name = "training level" if split == "train" else "unseen level"
     draw.text((_LEFT, 10), name, _BRIGHT[split], font(16, bold=True))
     draw.text((_RIGHT, 64), "return", _DIM, font(13), "ra")
-    draw.text((_LEFT, 120), "value estimate", _DIM, font(13))
-    draw.text((_LEFT, 198), "action probabilities", _DIM, font(13))
+    for y, text in ((120, "value estimate"), (198, "action probabilities")):
+        draw.text((_LEFT, y), text, _DIM, font(13))
     for index, label in enumerate(action_labels(env_name)):
         draw.text((_LEFT, 218 + 19 * index), label, _DIM, font(12))
         draw.rectangle((_BAR, 220 + 19 * index, _BAR + 106, 232 + 19 * index), fill="#20252b")
@@ -279,11 +273,11 @@ def _checked(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 def _encode(frames: Iterable[np.ndarray], path: Path, fps: float, crf: int, preset: str) -> int:
     """Encode frames by x264; returns the size in bytes. Raises UserError or OSError with the cause if ffmpeg stops."""
-    options = dict(codec="libx264", quality=None, macro_block_size=2, ffmpeg_log_level="quiet")
     flags = ["-preset", preset, "-crf", str(crf), "-movflags", "+faststart"]  # plays before all of it is loaded
+    options = dict(codec="libx264", quality=None, output_params=flags, macro_block_size=2, ffmpeg_log_level="quiet")
     executable = _find_ffmpeg()
     try:
-        iio.imwrite(path, frames, plugin="FFMPEG", is_batch=True, fps=fps, output_params=flags, **options)
+        iio.imwrite(path, frames, plugin="FFMPEG", is_batch=True, fps=fps, **options)
         if iio.immeta(path, plugin="FFMPEG")["duration"] > 0:
             return path.stat().st_size
     except OSError:  # imageio knows that ffmpeg stopped, not why
