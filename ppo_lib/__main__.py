@@ -135,6 +135,7 @@ def evaluate(options: Options) -> None:
 
 def video(options: Options) -> None:
     """Record a run's policy on train levels beside unseen ones, or several runs' on the same unseen levels."""
+    from ppo_lib.accel import attach
     from ppo_lib.checkpoint import load_policy
     from ppo_lib.video import record_comparison, record_video
 
@@ -144,6 +145,7 @@ def video(options: Options) -> None:
     path, players = runs.video_path(run_dirs[0], options.results), []
     for run_dir in run_dirs:
         policy, config, _ = load_policy(run_dir)
+        attach(policy)
         players.append((f"{run_dir.name}: {config.num_levels or 'unlimited'} training levels", policy, config))
     if len(players) == 1:
         path = record_video(policy, config, path, levels=options.levels)
