@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import math
 import os
 import re
 import shlex
@@ -18,16 +17,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ppo_lib.checkpoint import CheckpointError, RunFolder, interruptible, load_policy, uninterrupted
 from ppo_lib.config import PPOConfig, UserError, as_flag, preset
-from ppo_lib.runs import MEASURING_FIELDS, SPLITS, fixed_changes, load_run, read_config, read_evaluation
+from ppo_lib.runs import MEASURING_FIELDS, SPLITS, fixed_changes, load_run, read_config
 from ppo_lib.study.table import LOG, conclude
 
 # A run's name says these only where they vary: they change the machine or how much is done, not what is learned.
@@ -35,10 +32,6 @@ UNNAMED = ("total_steps", "device", "precision", *MEASURING_FIELDS)
 TIME_TO_SAVE = 60  # seconds between asking a run to stop and killing it
 PROJECT = str(Path(__file__).resolve().parents[2])
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-class RunKilled(Exception):
-    """A run was ended by a signal, not by a mistake of its own: trying again may help."""
 
 
 @dataclass(frozen=True)
@@ -54,34 +47,15 @@ class SweepRun:
         return (self.run_dir / "config.json").is_file()
 
     @property
-    def trained(self) -> int:
-        """Steps trained so far, at most last_step: the last complete row of metrics.csv."""
-        with suppress(OSError, ValueError, IndexError):
-            line = (self.run_dir / "metrics.csv").read_text(encoding="utf-8").split("\n")[1:-1][-1]
-            return min(int(line.partition(",")[0]), self.config.last_step)
-        return 0
-
-    @property
     def complete(self) -> bool:
         """Whether nothing is left to do: evaluated at the last step, or trained so far if no evaluation is wanted."""
-        end, path = self.config.last_step, self.run_dir / "evaluation.csv"
-        if self.config.eval_interval < 0:
-            with suppress(CheckpointError):
-                return load_policy(self.run_dir)[2] == end
-        if self.config.eval_interval < 0 or not path.is_file():
-            return False
-        played = read_evaluation(path)
-        return all(len(played.select(split, end)) >= self.config.eval_episodes for split in SPLITS)
-
-    def check(self) -> None:
-        """Raise UserError if the folder holds a run that this one can't continue: nothing may be overwritten."""
-        if not self.begun:
-            return
-        if changes := fixed_changes(read_config(self.run_dir), self.config):
-            remedy = "give the sweep another name with --sweep, or remove that run"
-            raise UserError(f"The run {self.run_dir} was made with another config ({changes}); {remedy}.")
-        if not self.complete:
-            RunFolder(self.run_dir, self.config, resume=True).find_checkpoint()
+        end, wanted = self.config.last_step, self.config.eval_episodes
+        if self.begun and self.config.eval_interval >= 0:
+            played = load_run(self.run_dir).evaluation
+            return all(len(played.select(split, end)) >= wanted for split in SPLITS)
+        with suppress(CheckpointError):
+            return load_policy(self.run_dir)[2] == end
+        return False
 
     def arguments(self) -> list[str]:
         """The command that brings the run to its end: what follows `python -m ppo_lib`."""
@@ -94,18 +68,17 @@ class SweepRun:
 
 
 def plan(folder: Path, preset_name: str, values: Mapping[str, Sequence[object]]) -> list[SweepRun]:
-    """The runs of a grid: every combination of the values of each config field, the rest from the preset. The seed
-    varies slowest: a complete curve of one seed comes first, then the next seed's.
+    """The runs of a grid: every combination of the values of each config field, the rest from the preset.
 
-    Raises UserError if there is nothing to combine, a combination is no valid config, or a run's folder holds
-    something that it can't continue. Writes nothing.
+    Raises UserError if there are no values, a combination is no valid config, or a run's folder holds something that
+    it can't continue: nothing may be overwritten. Writes nothing.
     """
     if not values:
         raise UserError("A sweep needs config fields with values, such as --num-levels 10 50 200 --seed 1 2.")
     if (folder / "config.json").exists():
         raise UserError(f"{folder} is the folder of a run; give the sweep another name with --sweep.")
     base, varied = preset(preset_name), [name for name, several in values.items() if len(several) > 1]
-    fields = sorted(values, key=lambda name: name != "seed")  # sorting is stable: the seed first, the rest as given
+    fields = sorted(values, key=lambda name: name != "seed")  # the seed varies slowest: one seed's whole curve first
     runs: dict[str, SweepRun] = {}
     for cell in itertools.product(*(values[name] for name in fields)):
         config = preset(preset_name, **dict(zip(fields, cell, strict=True)))
@@ -113,8 +86,12 @@ def plan(folder: Path, preset_name: str, values: Mapping[str, Sequence[object]])
         if name in runs:
             raise UserError(f"The grid has the run {name} twice: give each value of a field once.")
         runs[name] = SweepRun((folder / name).resolve(), config)
-    for run in runs.values():
-        run.check()
+    for run in filter(lambda run: run.begun, runs.values()):
+        if changes := fixed_changes(read_config(run.run_dir), run.config):
+            remedy = "give the sweep another name with --sweep, or remove that run"
+            raise UserError(f"The run {run.run_dir} was made with another config ({changes}); {remedy}.")
+        with suppress(CheckpointError):  # damaged files make that run fail, when its turn comes
+            run.complete or RunFolder(run.run_dir, run.config, resume=True).find_checkpoint()
     return list(runs.values())
 
 
@@ -134,29 +111,29 @@ def run_name(config: PPOConfig, base: PPOConfig, varied: Sequence[str] = ()) -> 
 
 def describe(runs: Sequence[SweepRun]) -> str:
     """The runs in their order and how far each is, a line each, and the sum."""
-    width, lines = max(len(run.run_dir.name) for run in runs), []
+    width, total = max(len(run.run_dir.name) for run in runs), sum(run.config.last_step for run in runs)
+    lines = []
     for run in runs:
-        state = (
-            f"{run.trained:,} of {run.config.last_step:,} steps"
-            if run.trained
-            else f"new, {run.config.last_step:,} steps"
-        )
-        lines.append(f"{run.run_dir.name:<{width}}  {'complete' if run.complete else state}")
-    return "\n".join([*lines, f"{len(runs)} runs in {runs[0].run_dir.parent}, {_total(runs):,} steps"])
+        state = f"{load_run(run.run_dir).steps:,} of" if run.begun else "new,"
+        state = "complete" if run.complete else f"{state} {run.config.last_step:,} steps"
+        lines.append(f"{run.run_dir.name:<{width}}  {state}")
+    return "\n".join([*lines, f"{len(runs)} runs in {runs[0].run_dir.parent}, {total:,} steps"])
 
 
 def sweep(runs: Sequence[SweepRun], engine: str = "local", jobs: int = 1) -> int:
-    """Bring all runs to their end, then print one table and write it, the figures and the report beside the runs.
+    """Bring all runs to their end, then print and write a table, figures and a report of all that lie in the folder.
 
-    These hold every complete run of the folder, also those of earlier commands with another grid.
     engine: local or ray; jobs: runs at a time on each GPU (or on the CPU).
     Returns 0, 1 if a run failed, or 130 after Ctrl-C or another stop signal.
     """
-    todo = [run for run in runs if not run.complete]
+    todo, failures = [run for run in runs if not run.complete], {}
     if len(todo) < len(runs):
         print(f"{len(runs) - len(todo)} of {len(runs)} runs are complete already.")
     try:
-        failures = _bring_to_end(todo, {"local": local, "ray": ray}[engine], jobs, runs) if todo else {}
+        with interruptible(), closing({"local": local, "ray": ray}[engine](_settle_precision(todo), jobs)) as ended:
+            for run, cause in ended:
+                print(f"{run.run_dir.name}: {cause or 'complete'}", flush=True)
+                failures |= {run.run_dir: cause} if cause else {}
     except KeyboardInterrupt:
         complete = sum(run.complete for run in runs)
         print(f"\nStopped; {complete} of {len(runs)} runs are complete. The same command continues.")
@@ -165,50 +142,28 @@ def sweep(runs: Sequence[SweepRun], engine: str = "local", jobs: int = 1) -> int
         print(f"FAILED {run_dir.name}: {cause} (log: {run_dir / LOG})", file=sys.stderr)
     if failures:
         print(f"{len(failures)} of {len(runs)} runs failed. The same command tries them again.", file=sys.stderr)
-    folders = [run.run_dir for run in runs] + sorted(
-        path.parent for path in runs[0].run_dir.parent.glob("*/config.json")
-    )
+    beside = sorted(path.parent for path in runs[0].run_dir.parent.glob("*/config.json"))
     finished = []
-    for folder in dict.fromkeys(folders):
+    for folder in dict.fromkeys([*(run.run_dir for run in runs), *beside]):
         try:
             run = SweepRun(folder, load_run(folder).config)
             finished += [run] if run.complete and folder not in failures else []
         except UserError as error:  # one that can't be read must not hide the others' results
             print(f"Left out of the table: {folder.name} ({error})", file=sys.stderr)
     if finished:
-        finished.sort(key=lambda run: run.config.num_levels or math.inf)  # stable: the rest as given
+        finished.sort(key=lambda run: run.config.num_levels or float("inf"))  # stable: the rest as given
         conclude([run.run_dir for run in finished])
     return 1 if failures else 0
 
 
-def _bring_to_end(todo: Sequence[SweepRun], engine: Engine, jobs: int, runs: Sequence[SweepRun]) -> dict[Path, str]:
-    """Let an engine run them, and show the progress of the whole grid. Returns folder -> cause of runs that failed."""
-    failures, slow = {}, dict(mininterval=1 if sys.stderr.isatty() else 60, smoothing=0)
-    bar = tqdm(total=_total(runs), unit="step", unit_scale=True, dynamic_ncols=True, **slow)
-    with interruptible(), bar, closing(engine(_settle_precision(todo), jobs)) as ended:
-        bar.initial = bar.n = sum(run.trained for run in runs)
-        for run, cause in ended:
-            if run is not None:
-                bar.write(f"{run.run_dir.name}: {f'FAILED, {cause}' if cause else 'complete'}", file=sys.stderr)
-                failures.update({run.run_dir: cause} if cause else {})
-            bar.update(sum(run.trained for run in runs) - bar.n)
-    return failures
-
-
-def _total(runs: Sequence[SweepRun]) -> int:
-    return sum(run.config.last_step for run in runs)
-
-
-# Engines yield (run, None) for each complete run, (run, cause) for a failed one, and (None, None) about once a second.
-Ended = Iterator[tuple[SweepRun | None, str | None]]
-Engine = Callable[[Sequence[SweepRun], int], Ended]
+# An engine yields each run that has ended, with the cause of its failure, or None. Closing it stops all runs.
+Ended = Iterator[tuple[SweepRun, str | None]]
 
 
 def local(runs: Sequence[SweepRun], jobs: int = 1) -> Ended:
-    """Run everything on this machine, `jobs` at a time on each GPU, or on the CPU. Closing it stops all runs."""
-    places, running = _gpus(runs) * jobs, {}
+    """Run everything on this machine, `jobs` at a time on each GPU, or on the CPU."""
+    waiting, places, running = list(runs), _gpus(runs) * jobs, {}
     try:
-        waiting = list(runs)
         while waiting or running:
             while waiting and places:
                 run, place = waiting.pop(0), places.pop(0)
@@ -218,7 +173,6 @@ def local(runs: Sequence[SweepRun], jobs: int = 1) -> Ended:
                     del running[run]
                     places.append(place)
                     yield run, _failure(run, process.returncode)
-            yield None, None
             time.sleep(0.5)
     finally:
         with uninterrupted():
@@ -228,52 +182,46 @@ def local(runs: Sequence[SweepRun], jobs: int = 1) -> Ended:
 def ray(runs: Sequence[SweepRun], jobs: int = 1) -> Ended:
     """Run everything on the Ray cluster of RAY_ADDRESS, the one running on this machine, or one started here.
 
-    jobs: runs at a time on each GPU, or on each machine of a cluster without. Closing it stops all runs. The results
-    folder and this project must lie at the same path on all machines.
-    Raises UserError if Ray isn't installed or its cluster can't be reached.
+    jobs: runs at a time on each GPU, or on each machine of a cluster without. The results folder and this project
+    must lie at the same path on all machines. Raises UserError if Ray isn't installed or can't be reached.
     """
     try:
         import ray as cluster
 
         environment = {"env_vars": {"PYTHONPATH": PROJECT}}
         cluster.init(ignore_reinit_error=True, log_to_driver=False, logging_level="error", runtime_env=environment)
-    except ImportError:
-        raise UserError(
-            "--engine ray needs the extra deeplearningppo[ray]; install it or use --engine local."
-        ) from None
-    except ConnectionError as error:
-        raise UserError(f"The Ray cluster can't be reached ({error}); start it or unset RAY_ADDRESS.") from None
+    except (ImportError, ConnectionError) as error:
+        remedy = "pip install 'deeplearningppo[ray]', start the cluster or unset RAY_ADDRESS, or use --engine local"
+        raise UserError(f"Ray can't be used ({error}): {remedy}.") from None
     share = {"num_cpus": max(1, int(min(node["Resources"].get("CPU", 1) for node in cluster.nodes())) // jobs)}
     if cluster.cluster_resources().get("GPU") and any(run.config.device != "cpu" for run in runs):
         share = {"num_gpus": 1 / jobs}
-    task = cluster.remote(max_retries=3, retry_exceptions=[RunKilled], **share)(_run_on_ray)
+    task = cluster.remote(max_retries=3, retry_exceptions=[InterruptedError], **share)(_run_on_ray)
     tasks = {task.remote(run): run for run in runs}
     try:
         while tasks:
             for ended in cluster.wait(list(tasks), timeout=1)[0]:
-                run = tasks.pop(ended)
                 try:
-                    yield run, cluster.get(ended)
+                    cause = cluster.get(ended)
                 except Exception as error:  # Ray wraps the exception of a task
-                    yield run, str(getattr(error, "cause", None) or error).strip().partition("\n")[0]
-            yield None, None
+                    cause = str(getattr(error, "cause", None) or error).strip().partition("\n")[0]
+                yield tasks.pop(ended), cause
     finally:
         with uninterrupted():
             for unfinished in tasks:  # a KeyboardInterrupt in each, which stops its process
                 cluster.cancel(unfinished)
-            if tasks:
-                cluster.wait(list(tasks), num_returns=len(tasks), timeout=TIME_TO_SAVE)
+            cluster.wait(list(tasks), num_returns=len(tasks), timeout=TIME_TO_SAVE) if tasks else None
 
 
 def _run_on_ray(run: SweepRun) -> str | None:
-    """A Ray task: one run's process where Ray has placed the task. Raises RunKilled, and Ray starts the run again."""
+    """A Ray task: one run's process where Ray has placed it. InterruptedError if it was killed: Ray starts it again."""
     process = _start(run)
     try:
         code = process.wait()
     finally:
         _stop(process)
     if code < 0 or code == 130:
-        raise RunKilled(_failure(run, code))
+        raise InterruptedError(_failure(run, code))
     return _failure(run, code)
 
 
@@ -291,11 +239,11 @@ def _settle_precision(runs: Sequence[SweepRun]) -> list[SweepRun]:
     """Decide precision auto once for all runs that begin: as the runs beside them, or else as measured here."""
     from ppo_lib.accel.hardware import configure
 
-    auto, found = [run for run in runs if run.config.precision == "auto" and not run.begun], {"auto"}
+    auto, found = [run for run in runs if run.config.precision == "auto" and not run.begun], set()
     for path in runs[0].run_dir.parent.glob("*/config.json") if auto else ():
         with suppress(UserError):
             found.add(read_config(path).precision)
-    precision = max(found - {"auto"}, default=None) or (configure(auto[0].config).precision if auto else "auto")
+    precision = max(found - {"auto"}, default=None) or (auto and configure(auto[0].config).precision)
     return [replace(run, config=run.config.replace(precision=precision)) if run in auto else run for run in runs]
 
 
@@ -336,7 +284,7 @@ def _failure(run: SweepRun, code: int) -> str | None:
     if code < 0:
         hint = " (often: the machine is out of memory)" if code == -signal.SIGKILL else ""
         return f"killed by {signal.Signals(-code).name}{hint}"
-    if code == 0:
+    if not code:
         return None if run.complete else "it ended without its last evaluation"
     lines = re.split(r"[\r\n]+", (run.run_dir / LOG).read_text(encoding="utf-8", errors="replace"))
     said = [line.strip() for line in lines if line.strip() and not re.search(r"\d+%\|", line)]  # no progress bar
