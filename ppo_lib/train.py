@@ -113,8 +113,8 @@ class Trainer:
         UserError if the disk is full; in both cases the last checkpoint is kept.
         """
         self._boundary = self.state_dict()
-        try:
-            with interruptible(self._on_signal):
+        with interruptible(self._on_signal):
+            try:
                 if self._passed(self.config.eval_interval) and not self._evaluated():
                     self.evaluate()  # a kill came between checkpoint and evaluation
                 if self.steps >= self.config.total_steps:
@@ -133,15 +133,15 @@ class Trainer:
                         self.evaluate()
                     if on_update is not None:
                         on_update(metrics)
-        except (KeyboardInterrupt, Stopped) as stop:
-            self.save()
-            self._stop.clear()
-            self.load_state_dict(self._boundary)
-            if isinstance(stop, KeyboardInterrupt):
-                raise
-            return False
-        except OSError as error:
-            raise write_error(error, self.run_dir) from None
+            except (KeyboardInterrupt, Stopped) as stop:
+                self.save()
+                self._stop.clear()
+                self.load_state_dict(self._boundary)
+                if isinstance(stop, KeyboardInterrupt):
+                    raise
+                return False
+            except OSError as error:
+                raise write_error(error, self.run_dir) from None
         return True
 
     def update(self) -> dict[str, float]:
@@ -277,5 +277,9 @@ class Trainer:
     def _open_logger(self, progress: bool) -> Logger:
         """Take the run's folder and open the logs of a run that stands at self.steps."""
         self.folder.claim(self.config)
-        keep_rows(self.run_dir / "evaluation.csv", EVALUATION_COLUMNS, self.steps)
-        return Logger(self.run_dir, self.config.last_step, self.steps, progress)
+        try:
+            keep_rows(self.run_dir / "evaluation.csv", EVALUATION_COLUMNS, self.steps)
+            return Logger(self.run_dir, self.config.last_step, self.steps, progress)
+        except BaseException:
+            self.folder.release()
+            raise
