@@ -30,28 +30,24 @@ def make_env(
         config: game, difficulty, look, and which levels are for training.
         split: "train" plays config.train_levels, "unseen" config.unseen_levels, which are disjoint from them.
         num_envs: N; default config.num_envs.
-        seed: of the sequence of levels; default derived from config.seed and split.
+        seed: of the sequence of levels; default derived from config.seed and split. The same seed and actions give
+            the same games, whatever num_threads.
         levels: (first seed, number) to play instead; with "unseen" they must not overlap the training levels.
-        num_threads: see ProcgenVectorEnv.
-        render: draw 512x512 frames for render().
+        num_threads: game threads; 0 = play in the calling thread; default one per core, at most 16 and N.
+        render: draw 512x512 frames for render() at every step (slow).
 
-    Raises UserError if split is unknown, levels are out of range or overlap, or Procgen is missing.
+    Raises UserError if a value is out of range, levels overlap, the game lacks the difficulty, or Procgen is missing.
     """
-    if split not in ("train", "unseen"):
+    splits = {"train": config.train_levels, "unseen": config.unseen_levels}
+    if split not in splits:
         raise UserError(f"split must be 'train' or 'unseen', not {split!r}.")
-    first, count = levels or (config.train_levels if split == "train" else config.unseen_levels)
+    first, count = levels or splits[split]
     train_first, train_count = config.train_levels
     if split == "unseen" and first < train_first + train_count and train_first < first + count:
         raise UserError(
             f"Levels {first} to {first + count - 1} overlap the training levels {train_first} to "
             f"{train_first + train_count - 1}, so they are not unseen; start at {train_first + train_count} or above."
         )
-    env = ProcgenVectorEnv(
-        config,
-        (first, count),
-        num_envs=num_envs,
-        seed=derive_seed(config.seed, split) if seed is None else seed,
-        num_threads=num_threads,
-        render=render,
-    )
-    return EpisodeStatistics(env)
+    num_envs = config.num_envs if num_envs is None else num_envs
+    seed = derive_seed(config.seed, split) if seed is None else seed
+    return EpisodeStatistics(ProcgenVectorEnv(config, (first, count), num_envs, seed, num_threads, render))

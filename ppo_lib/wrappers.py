@@ -22,20 +22,18 @@ class EpisodeStatistics(VectorWrapper):
     """Adds the raw return and the length of each finished episode.
 
     At steps that end episodes, info["episode"] = {"r": float32 [N], "l": int64 [N]}, valid where
-    info["_episode"] bool [N] is True and 0 elsewhere. Needs SAME_STEP autoreset.
+    info["_episode"] bool [N] is True and 0 elsewhere. `env`: the game itself, with SAME_STEP autoreset.
     """
 
     def __init__(self, env: VectorEnv) -> None:
-        """Wrap `env`, the game itself."""
         super().__init__(env)
         self.returns = np.zeros(env.num_envs)  # of the running episodes; float64, so that long sums stay exact
         self.lengths = np.zeros(env.num_envs, np.int64)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         """Reset the games and the statistics of unfinished episodes."""
-        result = self.env.reset(seed=seed, options=options)
         self.returns[:], self.lengths[:] = 0, 0
-        return result
+        return self.env.reset(seed=seed, options=options)
 
     def step(self, actions: np.ndarray) -> Step:
         """step_async and step_wait in one."""
@@ -59,10 +57,6 @@ class EpisodeStatistics(VectorWrapper):
             self.returns[done], self.lengths[done] = 0, 0
         return step
 
-    def observe(self) -> tuple[np.ndarray, dict[str, Any]]:
-        """The current observation without a step."""
-        return self.env.observe()  # type: ignore[attr-defined]
-
     def get_state(self) -> dict[str, Any]:
         """The state of the games and the running counts."""
         env = self.env.get_state()  # type: ignore[attr-defined]
@@ -78,11 +72,11 @@ class RewardNormalizer:
     """Divides rewards by the running standard deviation of the discounted return.
 
     At each time step: R <- gamma R + r for every environment; the N new values of R are merged into the running mean
-    and variance; the result is clip(r / sqrt(variance + epsilon)); R <- 0 where the episode ended.
+    and variance; the result is r / sqrt(variance + epsilon), clipped to [-clip, clip]; R <- 0 where the episode ended.
+    gamma is PPOConfig.reward_gamma.
     """
 
     def __init__(self, num_envs: int, gamma: float, clip: float = 10.0, epsilon: float = 1e-8) -> None:
-        """gamma discounts the return (PPOConfig.reward_gamma); the result lies in [-clip, clip]."""
         self.gamma, self.clip, self.epsilon = gamma, clip, epsilon
         self.returns = np.zeros(num_envs)  # R of the running episodes
         self.mean, self.var, self.count = 0.0, 1.0, 1e-4  # a weak prior keeps the first steps finite
@@ -109,18 +103,15 @@ class RewardNormalizer:
         return {"returns": self.returns.tolist(), "mean": self.mean, "var": self.var, "count": self.count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly from where state_dict was called. Raises UserError for another number of environments."""
-        if len(state["returns"]) != len(self.returns):
-            raise UserError(f"The saved rewards are of {len(state['returns'])} environments, not {len(self.returns)}.")
-        self.returns = np.array(state["returns"], np.float64)
-        self.mean, self.var, self.count = float(state["mean"]), float(state["var"]), float(state["count"])
+        """Continue exactly from where state_dict was called, with as many environments."""
+        self.returns[:] = state["returns"]
+        self.mean, self.var, self.count = state["mean"], state["var"], state["count"]
 
 
 class NormalizeReward(VectorWrapper):
     """RewardNormalizer as a wrapper. Put it above EpisodeStatistics, which reports raw score; not for evaluation."""
 
     def __init__(self, env: VectorEnv, gamma: float, clip: float = 10.0) -> None:
-        """Wrap `env`; see RewardNormalizer for gamma and clip."""
         super().__init__(env)
         self.normalizer = RewardNormalizer(env.num_envs, gamma, clip)
 

@@ -41,7 +41,7 @@ def test_make_env_follows_the_config_and_its_seed() -> None:
     config = PPOConfig(env_name="maze", num_levels=7, num_envs=3, seed=5)
     env = make_env(config)
     obs, info = env.reset()
-    direct = ProcgenVectorEnv(config, (0, 7), seed=derive_seed(5, "train"))
+    direct = ProcgenVectorEnv(config, (0, 7), 3, derive_seed(5, "train"), None, False)
     assert obs.shape == (3, 64, 64, 3) and np.array_equal(obs, direct.reset()[0])
     assert set(info["level_seed"]) <= set(range(7))
     assert not np.array_equal(env.reset(seed=1)[0], make_env(config, "unseen", seed=1).reset()[0])

@@ -7,6 +7,8 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
@@ -14,32 +16,25 @@ import torch
 from ppo_lib.config import PPOConfig
 from ppo_lib.train import Trainer
 
-WHOLE = 2  # updates that are timed as a whole, between one to warm up and one with a clock around each part
+WHOLE = 2  # updates that are timed as a whole, between one to warm up and one that is split into its parts
 PARTS = ("games", "acting", "storing", "advantages", "minibatches", "forward", "backward", "optimiser", "rest")
 
 
 def bench(config: PPOConfig, output: Path | None = None) -> dict[str, object]:
     """Measure and print; write `output` (JSON) if given. Returns what it writes: rate, memory, seconds by part."""
-    spent, parts = [], dict.fromkeys(PARTS, 0.0)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(config, Path(folder) / "bench", progress=False)
-        try:
-            for update in range(1 + WHOLE + 1):
-                if update > WHOLE:
-                    time_parts(trainer, parts)
-                start = now()
-                trainer.update()
-                spent.append(now() - start)
-        finally:
-            trainer.close()
-    _, *whole, timed = spent
-    parts["rest"] += timed
+    with tempfile.TemporaryDirectory() as folder, closing(Trainer(config, f"{folder}/run", progress=False)) as trainer:
+        trainer.update()
+        start = now()
+        for _ in range(WHOLE):
+            trainer.update()
+        rate = WHOLE * config.batch_size / (now() - start)
+        parts = time_parts(trainer)
+    memory, whole = peak_memory_gb(), sum(parts.values())
     rollout = sum(parts[name] for name in ("games", "acting", "storing"))
-    rate, memory = WHOLE * config.batch_size / sum(whole), peak_memory_gb()
     print(f"{trainer.hardware.reason}; torch {torch.__version__}")
     print(f"{rate:,.0f} steps per second; peak memory: {', '.join(f'{n} {gb:.2f} GB' for n, gb in memory.items())}")
-    print(f"One update: {timed:.2f} s, of which rollout {rollout:.2f} s, learning {timed - rollout:.2f} s")
-    print("\n".join(f"  {part:<12}{seconds:>9.3f} s{seconds / timed:>8.1%}" for part, seconds in parts.items()))
+    print(f"One update: {whole:.2f} s, of which rollout {rollout:.2f} s, learning {whole - rollout:.2f} s")
+    print("\n".join(f"  {part:<12}{seconds:>9.3f} s{seconds / whole:>8.1%}" for part, seconds in parts.items()))
     result = {"config": trainer.config.to_dict(), "steps_per_second": rate, "peak_memory_gb": memory, "parts": parts}
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -47,33 +42,35 @@ def bench(config: PPOConfig, output: Path | None = None) -> dict[str, object]:
     return result
 
 
-def time_parts(trainer: Trainer, parts: dict[str, float]) -> None:
-    """From now on, add to `parts` the seconds of an update's parts, each without the parts that it calls."""
+def time_parts(trainer: Trainer) -> dict[str, float]:
+    """Seconds of one more update by part, each without the parts that it calls."""
+    parts = dict.fromkeys(PARTS, 0.0)
 
-    def add(part: str, caller: str, owner: object, method: str) -> None:
-        call = getattr(owner, method)
+    @contextmanager
+    def clock(part: str, caller: str) -> Iterator[None]:
+        start = now()
+        yield
+        seconds = now() - start
+        parts[part] += seconds
+        parts[caller] -= seconds
 
-        def timed(*arguments: object, **options: object) -> object:
-            start = now()
-            result = call(*arguments, **options)
-            seconds = now() - start
-            parts[part] += seconds
-            parts[caller] -= seconds
-            return result
-
-        setattr(owner, method, timed)
+    def watch(part: str, caller: str, owner: object, *methods: str) -> None:
+        for method in methods:
+            setattr(owner, method, clock(part, caller)(getattr(owner, method)))
 
     for group in trainer.collector.groups:
-        add("games", "storing", group.env, "step_async")
-        add("games", "storing", group.env, "step_wait")
-    add("acting", "storing", trainer.ppo, "act")
-    add("acting", "storing", trainer.ppo, "value")
-    add("storing", "rest", trainer.collector, "collect")
-    add("advantages", "rest", trainer.storage, "compute_advantages")
-    add("minibatches", "optimiser", trainer.storage, "batch")
-    add("forward", "backward", trainer.ppo, "loss")
-    add("backward", "optimiser", trainer.ppo, "gradient")
-    add("optimiser", "rest", trainer.ppo, "update")
+        watch("games", "storing", group.env, "step_async", "step_wait")
+    watch("acting", "storing", trainer.ppo, "act", "value")
+    watch("storing", "rest", trainer.collector, "collect")
+    watch("advantages", "rest", trainer.storage, "compute_advantages")
+    watch("minibatches", "optimiser", trainer.storage, "batch")
+    watch("forward", "backward", trainer.ppo, "loss")
+    watch("backward", "optimiser", trainer.ppo, "gradient")
+    watch("optimiser", "rest", trainer.ppo, "update")
+    start = now()
+    trainer.update()
+    parts["rest"] += now() - start
+    return parts
 
 
 def now() -> float:

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from typing import Any, ClassVar
 
@@ -32,7 +31,7 @@ ONLY_IN = {  # the games that have a difficulty, where not all do
 
 
 class ProcgenVectorEnv(VectorEnv):
-    """`num_envs` instances of one game, stepped together.
+    """`num_envs` instances of one game, stepped together; `make_env` documents the arguments.
 
     Observations are uint8 [N, 64, 64, 3] (RGB), actions integers from 0 to 14 [N], rewards float32 [N].
     info holds "level_seed" int64 [N], the level that each observation belongs to; at steps that end episodes also
@@ -41,57 +40,48 @@ class ProcgenVectorEnv(VectorEnv):
 
     `truncated` is always False. Games other than StarPilot can reach their step limit (1,000 steps at most); Procgen
     does not report it, and published baselines treat it as the end of the episode, so we do, too.
+    Raises UserError if a value is out of range, the game lacks the difficulty, or Procgen is missing.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP}
     _games: Games | None = None  # None: closed
+    _pending = False  # whether a step_async awaits its step_wait
 
     def __init__(
-        self,
-        config: PPOConfig,
-        levels: tuple[int, int],
-        *,
-        num_envs: int | None = None,
-        seed: int = 0,
-        num_threads: int | None = None,
-        render: bool = False,
+        self, config: PPOConfig, levels: tuple[int, int], num_envs: int, seed: int, threads: int | None, render: bool
     ) -> None:
-        """Start the games.
-
-        Args:
-            config: the game, its difficulty, backgrounds and themes.
-            levels: (first seed, number) of the levels to draw from, all below config.LEVEL_LIMIT.
-            num_envs: N; default config.num_envs.
-            seed: of the sequence of levels. The same seed and actions give the same games, whatever num_threads.
-            num_threads: game threads; 0 = play in the calling thread; None = one per core, at most 16 and N.
-            render: draw 512x512 frames for render() at every step (slow).
-
-        Raises UserError if a value is out of range, the game lacks the difficulty, or Procgen is missing.
-        """
-        self.env_name, mode = config.env_name, config.distribution_mode
-        having = ONLY_IN.get(mode, GAMES)
-        if self.env_name not in having:
-            raise UserError(f"{self.env_name} has no {mode} mode; only {', '.join(having)} do.")
+        mode, having = config.distribution_mode, ONLY_IN.get(config.distribution_mode, GAMES)
+        if config.env_name not in having:
+            raise UserError(f"{config.env_name} has no {mode} mode; only {', '.join(having)} do.")
+        self.num_envs = _integer("num_envs", num_envs, 1, 2**16)
+        threads = min(usable_cores(), self.num_envs, MAX_THREADS) if threads is None else threads
+        self._threads = _integer("num_threads", threads, 0, 1024)
         count = _integer("the number of levels", levels[1], 1, LEVEL_LIMIT)
-        self.num_envs = _integer("num_envs", config.num_envs if num_envs is None else num_envs, 1, 2**16)
-        threads = min(usable_cores(), self.num_envs, MAX_THREADS) if num_threads is None else num_threads
+        self._options = {
+            "env_name": config.env_name,
+            "num_levels": count,
+            "start_level": _integer("the first level", levels[0], 0, LEVEL_LIMIT - count),
+            "distribution_mode": DIFFICULTIES[mode],
+            "num_actions": NUM_ACTIONS,
+            "use_backgrounds": config.use_backgrounds,
+            "restrict_themes": config.restrict_themes,
+            "center_agent": True,  # as in the published benchmark; not the C++ default
+        }
+        self._identity = {**self._options, "num_envs": self.num_envs}  # what saved games must have in common with these
         self.render_mode = "rgb_array" if render else None
         self.single_observation_space = gymnasium.spaces.Box(0, 255, OBS_SHAPE, np.uint8)
         self.single_action_space = gymnasium.spaces.Discrete(NUM_ACTIONS)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._options: dict[str, bool | int | str] = {
-            "env_name": self.env_name,
-            "num_levels": count,
-            "start_level": _integer("the first level", levels[0], 0, LEVEL_LIMIT - count),
-            "distribution_mode": DIFFICULTIES[mode],
-            "num_actions": NUM_ACTIONS,
-            "num_threads": _integer("num_threads", threads, 0, 1024),
-            "use_backgrounds": config.use_backgrounds,
-            "restrict_themes": config.restrict_themes,
-            "center_agent": True,  # as in the published benchmark; not the C++ default
-        }
         self._start(seed)
+
+    def _start(self, seed: int) -> None:
+        """(Re)create the games with the sequence of levels of this seed."""
+        seed = _integer("seed", seed, 0, LEVEL_LIMIT - 1)
+        self.close_extras()
+        options = {**self._options, "num_threads": self._threads, "rand_seed": seed}
+        self._games = Games(self.num_envs, options, self.render_mode is not None)
+        self._fresh = True  # every game is at the start of an episode that has not been returned yet
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         """Begin a new episode in every game; returns obs [N, 64, 64, 3] and info.
@@ -100,8 +90,6 @@ class ProcgenVectorEnv(VectorEnv):
         seen yet are used as they are; others are abandoned. A pending step is dropped.
         """
         games = self._alive()
-        if options and "reset_mask" in options:
-            raise UserError("Procgen's games are stepped together, so some of them can't be reset alone.")
         if self._pending:
             self.step_wait()
         if seed is not None:
@@ -112,8 +100,7 @@ class ProcgenVectorEnv(VectorEnv):
             games.act()
             games.wait()
         self._fresh = False
-        super().reset(seed=seed)  # only keeps np_random for gymnasium; the games have their own generators
-        return games.obs.copy(), self._info()
+        return games.obs.copy(), self._info(games)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """step_async and step_wait in one."""
@@ -125,12 +112,11 @@ class ProcgenVectorEnv(VectorEnv):
 
         Raises UserError if the actions have another shape or are not integers from 0 to 14.
         """
-        games = self._alive(idle_for="step_async")
-        actions = np.asarray(actions)
-        if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
-            raise UserError(f"Actions must be integers [{self.num_envs}], not {actions.dtype} {list(actions.shape)}.")
-        if actions.min() < 0 or actions.max() >= NUM_ACTIONS:
-            raise UserError(f"Actions must be from 0 to {NUM_ACTIONS - 1}, not {actions.min()} to {actions.max()}.")
+        games, actions = self._alive(idle_for="step_async"), np.asarray(actions)
+        integers = actions.shape == (self.num_envs,) and actions.dtype.kind in "iu"
+        if not integers or actions.min() < 0 or actions.max() >= NUM_ACTIONS:
+            wanted, found = f"{self.num_envs} integers from 0 to {NUM_ACTIONS - 1}", np.unique(actions).tolist()
+            raise UserError(f"Actions must be {wanted}, not {actions.dtype} {list(actions.shape)} of {found}.")
         games.actions[:] = actions
         games.act()
         self._pending = True
@@ -144,32 +130,23 @@ class ProcgenVectorEnv(VectorEnv):
         self._pending = False
         done = games.done.copy()
         self._fresh = bool(done.all())
-        return games.obs.copy(), games.reward.copy(), done, np.zeros_like(done), self._info(done)
-
-    def observe(self) -> tuple[np.ndarray, dict[str, Any]]:
-        """The current obs [N, 64, 64, 3] and info without a step, as after set_state."""
-        games = self._alive(idle_for="observe")
-        return games.obs.copy(), self._info()
+        return games.obs.copy(), games.reward.copy(), done, np.zeros_like(done), self._info(games, done)
 
     def get_state(self) -> dict[str, Any]:
         """Everything that determines how the games continue: plain bytes and numbers, about 30 kB per game."""
         games = self._alive(idle_for="get_state")
-        return {"options": self._identity(), "games": games.get_state(), "fresh": self._fresh}
+        return {"options": self._identity, "games": games.get_state(), "fresh": self._fresh}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue exactly from where get_state was called, in this or another environment of the same game and size.
 
-        `observe()` then returns the observation that was current. A pending step is dropped. Raises UserError if the
-        state is damaged or comes from other options; the games then stay as they are.
+        A pending step is dropped. Raises UserError if the state is damaged or comes from other options; the games
+        then stay as they are.
         """
         games, saved = self._alive(), state["games"]
-        for name, mine in self._identity().items():
-            if (theirs := state["options"].get(name)) != mine:
-                raise UserError(
-                    f"The saved games have {name}={theirs!r} but this environment has {mine!r}; "
-                    "make it with the same settings."
-                )
-        if len(saved) != self.num_envs or not all(looks_like_state(game, self.env_name) for game in saved):
+        if other := dict(self._identity.items() - state["options"].items()):
+            raise UserError(f"The saved games do not have {other}: make the environment with the same settings.")
+        if len(saved) != self.num_envs or not all(looks_like_state(game, self._options["env_name"]) for game in saved):
             raise UserError("The saved games are damaged; continue from an older checkpoint.")
         if self._pending:
             self.step_wait()
@@ -178,10 +155,10 @@ class ProcgenVectorEnv(VectorEnv):
 
     def render(self) -> tuple[np.ndarray, ...]:
         """N uint8 frames [512, 512, 3] of the current step; needs render=True."""
-        games = self._alive()
-        if games.frames is None:
+        frames = self._alive().frames
+        if frames is None:
             raise UserError("Frames are drawn only if the environment is made with render=True.")
-        return tuple(frame.copy() for frame in games.frames)
+        return tuple(frames.copy())
 
     def close_extras(self, **kwargs: Any) -> None:
         """End the games and their threads (close() calls this once)."""
@@ -189,29 +166,14 @@ class ProcgenVectorEnv(VectorEnv):
             self._games.close()
             self._games = None
 
-    def _start(self, seed: int) -> None:
-        """(Re)create the games with the sequence of levels of this seed."""
-        seed = _integer("seed", seed, 0, LEVEL_LIMIT - 1)
-        self.close_extras()
-        self._games = Games(self.num_envs, {**self._options, "rand_seed": seed}, self.render_mode is not None)
-        self._pending = False  # a step_async awaits its step_wait
-        self._fresh = True  # every game is at the start of an episode that has not been returned yet
-
-    def _info(self, done: np.ndarray | None = None) -> dict[str, Any]:
+    def _info(self, games: Games, done: np.ndarray | None = None) -> dict[str, Any]:
         """The info dict in gymnasium's form: a value [N] and a mask [N] for each key."""
-        games = self._alive()
         info = {"level_seed": games.level.astype(np.int64), "_level_seed": np.ones(self.num_envs, np.bool_)}
         if done is not None and done.any():
-            info["final_level_seed"] = np.where(done, games.ended_level, 0).astype(np.int64)
-            info["_final_level_seed"] = done.copy()
-            info["level_complete"] = games.level_complete & done
-            info["_level_complete"] = done.copy()
+            ended = np.where(done, games.ended_level, 0).astype(np.int64)
+            info |= {"final_level_seed": ended, "_final_level_seed": done.copy()}
+            info |= {"level_complete": games.level_complete & done, "_level_complete": done.copy()}
         return info
-
-    def _identity(self) -> dict[str, Any]:
-        """What a saved state must have in common with the environment that loads it."""
-        kept = {name: value for name, value in self._options.items() if name != "num_threads"}
-        return {**kept, "num_envs": self.num_envs}
 
     def _alive(self, idle_for: str = "") -> Games:
         """The games, unless they are closed or, with the name of a call that needs them idle, a step is pending."""
@@ -229,10 +191,6 @@ def usable_cores() -> int:
 
 def _integer(name: str, value: object, low: int, high: int) -> int:
     """`value` as an int if it is an integer from low to high, else UserError."""
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        number = low - 1
-    if not low <= number <= high:
+    if not isinstance(value, (int, np.integer)) or not low <= value <= high:
         raise UserError(f"{name} must be a whole number from {low} to {high}, not {value!r}.")
-    return number
+    return int(value)

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
-import importlib.util
 import os
 import struct
 import sys
-from ctypes import c_char, c_char_p, c_int, c_void_p
+from ctypes import c_char, c_int, c_void_p
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,12 +21,13 @@ import numpy as np
 
 from ppo_lib.config import UserError
 
+PACKAGES = {"procgen": "procgen", "procgen-mirror": "procgen", "procgen-gym": "procgen_gym"}  # and their modules
 LIBRARY_NAMES = ("libenv.so", "libenv.dylib", "env.dll")  # Linux, macOS, Windows
 STATE_LIMIT = 2**20  # bytes; the largest game state that Procgen's own code allows
 STATE_END = struct.pack("<I", 0xCAFECAFE)  # Procgen's mark at the end of a saved game
 OBS_SHAPE = (64, 64, 3)
 FRAME_SHAPE = (512, 512, 3)
-UINT8, INT32 = 1, 2  # codes of the element types in option lists
+TYPE_CODES = {"uint8": 1, "int32": 2}  # of the values of options
 INFO_SPACE = 3  # code of the info tensors
 
 
@@ -41,26 +41,16 @@ class ProcgenBuild(NamedTuple):
 
 def procgen_build() -> ProcgenBuild:
     """The build of Procgen in this Python. Raises UserError naming the package to install if there is none."""
-    for module, packages in (("procgen", ("procgen", "procgen-mirror")), ("procgen_gym", ("procgen-gym",))):
-        spec = importlib.util.find_spec(module)  # finds the module without importing it
-        for folder in (spec.submodule_search_locations or ()) if spec else ():
-            for library in (Path(folder) / "data" / "prebuilt" / name for name in LIBRARY_NAMES):
+    for package, module in PACKAGES.items():
+        for build in importlib.metadata.distributions(name=package):
+            for name in LIBRARY_NAMES:
+                library = Path(str(build.locate_file(f"{module}/data/prebuilt/{name}")))
                 if library.exists():
-                    installed = [d for name in packages for d in importlib.metadata.distributions(name=name)]
-                    known = [(d.name, d.version) for d in installed] or [(packages[0], "unknown")]
-                    return ProcgenBuild(*known[0], library)
-    raise UserError(
-        f"The Procgen games are not installed: run `pip install --no-deps {package_for_python()}`, "
-        f"the build for Python {sys.version_info[0]}.{sys.version_info[1]}."
+                    return ProcgenBuild(package, build.version, library)
+    package = (
+        "procgen" if sys.version_info < (3, 11) else "procgen-mirror" if sys.version_info < (3, 13) else "procgen-gym"
     )
-
-
-def package_for_python(version: tuple[int, int] | None = None) -> str:
-    """The pip package that has Procgen for a Python version (major, minor); by default the running one."""
-    version = version or sys.version_info[:2]
-    if version >= (3, 13):
-        return "procgen-gym"
-    return "procgen-mirror" if version >= (3, 11) else "procgen"
+    raise UserError(f"The Procgen games are not installed: run `pip install --no-deps {package}`.")
 
 
 def looks_like_state(state: object, env_name: str) -> bool:
@@ -83,11 +73,11 @@ class Games:
         build = procgen_build()
         deep = build.package != "procgen-gym" and getattr(os, "RTLD_DEEPBIND", 0)  # as each build's own loader
         try:
-            self._lib = ctypes.CDLL(str(build.library), mode=getattr(os, "RTLD_NOW", 0) | deep)
+            self._lib = ctypes.CDLL(str(build.library), mode=ctypes.RTLD_LOCAL | deep)
         except OSError as error:
             remedy = "on Debian, Ubuntu and Colab `apt-get install libgl1 libglib2.0-0` installs the libraries it needs"
             raise UserError(f"{build.package} can't be loaded ({error}); {remedy}.") from None
-        by_value = _declare(self._lib) < 3
+        first_revision = self._lib.libenv_version() < 3
         self.obs = np.zeros((num, *OBS_SHAPE), np.uint8)
         self.frames = np.zeros((num, *FRAME_SHAPE), np.uint8) if render else None
         self.actions = np.zeros(num, np.int32)
@@ -97,19 +87,19 @@ class Games:
         self.level, self.ended_level = np.zeros(num, np.int32), np.zeros(num, np.int32)
 
         assets = f"{build.library.parents[1] / 'assets'}{os.sep}"
-        items, keep = _option_list({**options, "render_human": render, "resource_root": assets})
-        packed = _Options(items, len(items))
-        self._handle = c_void_p(self._lib.libenv_make(num, packed if by_value else ctypes.byref(packed)))
-        del keep  # the values of the options had to live until libenv_make had read them
+        given = {name: _array(v) for name, v in {**options, "render_human": render, "resource_root": assets}.items()}
+        items = [_Option(name.encode(), TYPE_CODES[a.dtype.name], a.size, a.ctypes.data) for name, a in given.items()]
+        packed = _Options((_Option * len(items))(*items), len(items))
+        self._lib.libenv_make.restype = c_void_p
+        self._handle = c_void_p(self._lib.libenv_make(num, packed if first_revision else ctypes.byref(packed)))
         info = [self.ended_level, self.level_complete, self.level, *([self.frames] if render else [])]
         if self._lib.libenv_get_tensortypes(self._handle, INFO_SPACE, None) != len(info):
             raise UserError(f"{build.package} {build.version} is not a known version of Procgen; install 0.10.7.")
-        rows = {"ob": _rows([self.obs]), "ac": _rows([self.actions]), "info": _rows(info)}
-        addresses = {name: ctypes.addressof(pointers) for name, pointers in rows.items()}
-        addresses |= {"rew": self.reward.ctypes.data, "first": self.done.ctypes.data}
-        order = ("ob", "rew", "first", "info", "ac") if by_value else ("ob", "ac", "info", "rew", "first")
-        buffers = (c_void_p * 5)(*(addresses[name] for name in order))
-        self._lib.libenv_set_buffers(self._handle, buffers)  # starts the first reset; copies the addresses
+        buffers = {"ob": _rows(self.obs), "ac": _rows(self.actions), "info": _rows(*info)}
+        buffers |= {"rew": self.reward, "first": self.done}
+        order = ("ob", "rew", "first", "info", "ac") if first_revision else ("ob", "ac", "info", "rew", "first")
+        addresses = (c_void_p * len(order))(*(buffers[name].ctypes.data for name in order))
+        self._lib.libenv_set_buffers(self._handle, addresses)  # starts the first reset; copies all addresses
         self.wait()
 
     def act(self) -> None:
@@ -151,41 +141,13 @@ class _Options(ctypes.Structure):
     _fields_ = [("items", ctypes.POINTER(_Option)), ("count", c_int)]
 
 
-def _declare(lib: ctypes.CDLL) -> int:
-    """Give the C functions their types; returns the revision of the interface (1 or 3)."""
-    revision = lib.libenv_version()
-    options = _Options if revision < 3 else ctypes.POINTER(_Options)
-    for name, result, arguments in (
-        ("libenv_make", c_void_p, [c_int, options]),
-        ("libenv_get_tensortypes", c_int, [c_void_p, c_int, c_void_p]),
-        ("libenv_set_buffers", None, [c_void_p, c_void_p]),
-        ("libenv_act", None, [c_void_p]),
-        ("libenv_observe", None, [c_void_p]),
-        ("libenv_close", None, [c_void_p]),
-        ("get_state", c_int, [c_void_p, c_int, c_char_p, c_int]),
-        ("set_state", None, [c_void_p, c_int, c_char_p, c_int]),
-    ):
-        function = getattr(lib, name)
-        function.restype, function.argtypes = result, arguments
-    return revision
+def _array(value: bool | int | str) -> np.ndarray:
+    """An option's value as the C++ code reads it."""
+    if isinstance(value, str):
+        return np.frombuffer(value.encode(), np.uint8)
+    return np.array([value], np.uint8 if isinstance(value, bool) else np.int32)
 
 
-def _option_list(options: dict[str, bool | int | str]) -> tuple[ctypes.Array[_Option], list[np.ndarray]]:
-    """The options as a C array, and the numpy arrays that hold their values."""
-    items, keep = (_Option * len(options))(), []
-    for item, (name, value) in zip(items, options.items(), strict=True):
-        if isinstance(value, str):
-            code, array = UINT8, np.frombuffer(value.encode(), np.uint8)
-        elif isinstance(value, bool):
-            code, array = UINT8, np.array([value], np.uint8)
-        else:
-            code, array = INT32, np.array([value], np.int32)
-        item.name, item.dtype, item.count, item.data = name.encode(), code, array.size, array.ctypes.data
-        keep.append(array)
-    return items, keep
-
-
-def _rows(arrays: list[np.ndarray]) -> ctypes.Array[c_void_p]:
+def _rows(*arrays: np.ndarray) -> np.ndarray:
     """The address of each game's row in each array, array after array."""
-    rows = [array.ctypes.data + index * array.strides[0] for array in arrays for index in range(len(array))]
-    return (c_void_p * len(rows))(*rows)
+    return np.concatenate([a.ctypes.data + a.strides[0] * np.arange(len(a), dtype=np.int64) for a in arrays])

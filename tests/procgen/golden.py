@@ -45,7 +45,7 @@ def make(
 ) -> ProcgenVectorEnv:
     """The environment with Procgen's own defaults: all levels, backgrounds and themes."""
     config = PPOConfig(**{"env_name": game, "use_backgrounds": True, "restrict_themes": False, **fields})
-    return ProcgenVectorEnv(config, levels, num_envs=num_envs, seed=seed, num_threads=num_threads, render=render)
+    return ProcgenVectorEnv(config, levels, num_envs, seed, num_threads, render)
 
 
 def fixed_actions(steps: int, num_envs: int) -> np.ndarray:

@@ -20,7 +20,8 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from ppo_lib.procgen.library import package_for_python
+from ppo_lib.config import UserError
+from ppo_lib.procgen import library
 
 try:
     import tomllib
@@ -70,9 +71,13 @@ def pip_would_install(command: list[str], tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("python", [*PYTHONS, "3.14"])
-def test_markers_choose_the_procgen_build_that_the_library_expects(python: str) -> None:
+def test_markers_choose_the_procgen_build_that_the_library_names(python: str, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = [r.name for r in map(Requirement, PYPROJECT["dependency-groups"]["procgen"]) if applies(r, python)]
-    assert chosen == [package_for_python(tuple(map(int, python.split("."))))]
+    monkeypatch.setattr(library.importlib.metadata, "distributions", lambda name: [])
+    monkeypatch.setattr(library.sys, "version_info", tuple(map(int, python.split("."))))
+    with pytest.raises(UserError) as caught:
+        library.procgen_build()
+    assert re.findall(r"--no-deps (\S+)`", str(caught.value)) == chosen
 
 
 def test_the_games_packages_are_pinned_and_bring_no_dependencies_of_their_own(tmp_path: Path) -> None:
