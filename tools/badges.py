@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
         return 2
     changed = []
     for path in (ROOT / "pyproject.toml", *notebooks(), ROOT / "README.md"):
-        old = path.read_text(encoding="utf-8") if path.exists() else ""
+        old = path.read_text(encoding="utf-8")
         if path.suffix == ".toml":
             new = SETTING.sub(f'repository = "{address}"', old)
         elif path.suffix == ".ipynb":
@@ -53,9 +53,9 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def notebooks() -> list[Path]:
-    """The notebooks, in order."""
-    return sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+def notebooks(root: Path | None = None) -> list[Path]:
+    """The notebooks of a copy of the project (default: this one), in order."""
+    return sorted(((root or ROOT) / "notebooks").glob("[0-9]*.ipynb"))
 
 
 def repository() -> str:

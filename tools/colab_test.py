@@ -20,15 +20,14 @@ import tempfile
 from pathlib import Path
 
 import badges
+from badges import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 ADDRESS = "colab-test/DeepLearningPPO"
-PINS = {
-    "torch": "2.11.0", "numpy": "2.1.3", "ipywidgets": "7.7.1", "ipython": "7.34.0", "ipykernel": "6.17.1",
-    "notebook": "6.5.7", "gymnasium": "1.3.0", "gym": "0.25.2", "matplotlib": "3.10.0", "imageio": "2.37.4",
-    "imageio-ffmpeg": "0.6.0", "tqdm": "4.67.3", "tensorboard": "2.20.0", "pandas": "2.2.3", "scipy": "1.16.3",
-    "nbclient": "0.10.4",
-}  # fmt: skip
+PINS = (
+    "torch==2.11.0", "numpy==2.1.3", "ipywidgets==7.7.1", "ipython==7.34.0", "ipykernel==6.17.1", "notebook==6.5.7",
+    "gymnasium==1.3.0", "gym==0.25.2", "matplotlib==3.10.0", "imageio==2.37.4", "imageio-ffmpeg==0.6.0",
+    "tqdm==4.67.3", "tensorboard==2.20.0", "pandas==2.2.3", "scipy==1.16.3", "nbclient==0.10.4",
+)  # fmt: skip
 NOT_THERE = ("procgen-gym", "procgen-mirror", "procgen", "deeplearningppo")
 TESTS = ("tests/course/test_colab.py", "tests/course/test_widgets.py")
 
@@ -48,32 +47,29 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"Installing Colab's versions into {options.venv}; this takes minutes, once.", flush=True)
         subprocess.run([options.python, "-m", "venv", str(options.venv)], check=True)
     pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
-    wanted = [f"{name}=={version}" for name, version in PINS.items()]
-    subprocess.run([*pip, "-q", "install", "--no-warn-conflicts", *wanted, "pytest", "hypothesis"], check=True)
+    subprocess.run([*pip, "-q", "install", "--no-warn-conflicts", *PINS, "pytest", "hypothesis"], check=True)
     subprocess.run([*pip, "-q", "uninstall", "-y", *NOT_THERE], check=True, capture_output=True)
 
-    before = versions(pip)
+    before = run([*pip, "list", "--format=freeze"]).stdout.split()
     with tempfile.TemporaryDirectory() as scratch:
         ran = run_notebooks(python, Path(scratch), options.names)
-    after = versions(pip)
+    after = run([*pip, "list", "--format=freeze"]).stdout.split()
     tested = run([str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS])
-    changed = [f"{name} {before[name]} to {after.get(name)}" for name in before if before[name] != after.get(name)]
-    added = [f"{name} {after[name]}" for name in after if name not in before]
-    passed = not changed and ran.returncode == 0 and tested.returncode == 0
-    commit = run(["git", "rev-parse", "--short", "HEAD"]).stdout.strip()
+    added, gone = ([x for x in one if x not in other] for one, other in ((after, before), (before, after)))
+    passed = not gone and ran.returncode == 0 and tested.returncode == 0
     page = f"""# The notebooks on Colab's versions
 
-`make colab-test` at commit {commit} on {os.cpu_count()} CPU cores: {"passed" if passed else "FAILED"}. \
-Smoke mode; google.colab is a stand-in.
+`make colab-test` at commit {run(["git", "rev-parse", "--short", "HEAD"]).stdout.strip()} on {os.cpu_count()} CPU \
+cores: {"passed" if passed else "FAILED"}. Smoke mode; google.colab is a stand-in.
 
 ```
 {ran.stdout.strip()}
 {" ".join(TESTS)}: {tested.stdout.strip().splitlines()[-1]}
 ```
 
-Python 3.13 with {", ".join(f"{name} {after[name]}" for name in PINS)}.
+Python 3.13 with {", ".join(PINS)}.
 
-The bootstrap cell added {", ".join(added) or "nothing"} and changed {", ".join(changed) or "nothing"}.
+The bootstrap cell added {", ".join(added) or "nothing"} and replaced {", ".join(gone) or "nothing"}.
 """
     (ROOT / "results" / "colab_test.md").write_text(page, encoding="utf-8")
     print(page if passed else page + ran.stderr + tested.stdout[-3000:])
@@ -112,11 +108,6 @@ def find_python() -> str | None:
     """A Python 3.13 among pyenv's (on the path it has only a shim, which may refuse) or on the path."""
     places = [*sorted(Path.home().glob(".pyenv/versions/3.13*/bin/python")), shutil.which("python3.13")]
     return next((str(place) for place in places if place), None)
-
-
-def versions(pip: list[str]) -> dict[str, str]:
-    """Every installed package and its version."""
-    return {package["name"]: package["version"] for package in json.loads(run([*pip, "list", "--format=json"]).stdout)}
 
 
 if __name__ == "__main__":

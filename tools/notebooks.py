@@ -10,18 +10,16 @@ import argparse
 import base64
 import io
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
 
 import nbformat
+from badges import ROOT, notebooks
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-ROOT = Path(__file__).resolve().parent.parent
 CELL_LIMIT = 1800  # seconds
-NOT_COPIED = (".git", ".venv*", "*cache*", ".hypothesis", "*.egg-info", "build", "checkpoint*", "events.out.*")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,61 +40,43 @@ def main(arguments: list[str] | None = None) -> int:
             start = time.perf_counter()
             target = (options.output or path.parent) / path.name
             problem = execute(path, target, options.workdir, options.kernel, options.smoke)
-            if not (problem or options.smoke):
-                lighten(target)
             failed |= bool(problem)
             print(f"{path.name}: {problem or 'ran'} ({time.perf_counter() - start:.0f} s)", flush=True)
     return int(failed)
 
 
-def notebooks(root: Path = ROOT) -> list[Path]:
-    """The notebooks, in order."""
-    return sorted((root / "notebooks").glob("[0-9]*.ipynb"))
-
-
-def execute(
-    path: Path,
-    target: Path,
-    workdir: Path | None = None,
-    kernel: str = "python3",
-    smoke: bool = False,
-    limit: int = CELL_LIMIT,
-) -> str:
-    """Run a notebook and write it to `target`; returns "" or what went wrong. limit: seconds that a cell may take."""
+def execute(path: Path, target: Path, workdir: Path | None = None, kernel: str = "python3", smoke: bool = False) -> str:
+    """Run a notebook and write it to `target`; returns "" or what went wrong."""
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
-    options = dict(record_timing=False, store_widget_state=False, coalesce_streams=True)
-    resources = {"metadata": {"path": str(workdir or path.parent)}}
-    client = NotebookClient(notebook, timeout=limit, kernel_name=kernel, resources=resources, **options)
+    client = NotebookClient(
+        notebook, timeout=CELL_LIMIT, kernel_name=kernel, resources={"metadata": {"path": str(workdir or path.parent)}},
+        record_timing=False, store_widget_state=False, coalesce_streams=True,
+    )  # fmt: skip
     try:
         client.execute(env={**os.environ, "PPO_SMOKE": str(int(smoke))})
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         return f"failed: {error}"
     notebook.metadata.pop("widgets", None)
     notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    if not smoke:
+        lighten(notebook)
     target.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, target)
     return ""
 
 
-def lighten(path: Path) -> None:
+def lighten(notebook: nbformat.NotebookNode) -> None:
     """Store a notebook's figures with 256 colours each: a third of the size, with no visible difference."""
     from PIL import Image
 
     from ppo_lib.plots import light_png  # not above: colab_test runs this file where the project isn't installed
 
-    notebook = nbformat.read(path, as_version=4)
     for data in (output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ())):
         if "image/png" in data:
             image = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
             data["image/png"] = base64.b64encode(light_png(image)).decode()
-    nbformat.write(notebook, path)
-
-
-def copy_project(target: Path) -> Path:
-    """A copy of the project as it is now, without git, environments and checkpoints; returns its folder."""
-    return Path(shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*NOT_COPIED)))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import argparse
 import base64
 import io
 import sys
@@ -15,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 import nbformat
+from badges import ROOT
 from PIL import Image, ImageDraw
 
 import notebooks
@@ -22,19 +22,16 @@ from ppo_lib.checkpoint import load_policy
 from ppo_lib.plots import SPLIT_COLOR, SPLIT_NAME, light_png
 from ppo_lib.video import FPS, font, moments_of
 
-ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks" / "pictures"
+RUN = ROOT / "results" / "levels" / "levels10-seed0"  # whose policy the animation shows
+STEPS = 10 * FPS  # its length
 WIDTH = 640  # pixels, of a notebook's image
 GAME, HEADER, GAP = 320, 28, 6  # pixels
 EVERY = 2  # game steps per frame of the animation
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; 0, or 1 if a notebook has no image."""
-    parser = argparse.ArgumentParser(description="Make the README's images.")
-    parser.add_argument("--run", default="levels/levels10-seed0", help="whose policy the animation shows")
-    parser.add_argument("--seconds", type=float, default=10, help="its length")
-    options = parser.parse_args(arguments)
+def main() -> int:
+    """Make all images; 0, or 1 if a notebook has none."""
     FOLDER.mkdir(exist_ok=True)
     for path in notebooks.notebooks():
         data = picture(path)
@@ -42,9 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{path.name} has no cell tagged 'picture' that drew a figure.", file=sys.stderr)
             return 1
         (FOLDER / f"{path.name[:2]}.png").write_bytes(data)
-    run = ROOT / "results" / options.run
-    target = ROOT / "videos" / f"{run.name}.webp"
-    first, *rest = scenes(run, round(options.seconds * FPS))
+    target = ROOT / "videos" / f"{RUN.name}.webp"
+    first, *rest = scenes(RUN)
     first.save(target, save_all=True, append_images=rest, duration=1000 * EVERY // FPS, quality=60)
     print(f"Written: {FOLDER}, and {target} ({target.stat().st_size / 1e6:.2f} MB)")
     return 0
@@ -61,13 +57,13 @@ def picture(path: Path) -> bytes | None:
     return None
 
 
-def scenes(run: Path, steps: int) -> list[Image.Image]:
+def scenes(run: Path) -> list[Image.Image]:
     """Frames of a run's policy, on training levels at the left and on unseen ones at the right."""
     policy, config, _ = load_policy(run)
-    images = [Image.new("RGB", (2 * GAME + GAP, HEADER + GAME), "white") for _ in range(0, steps, EVERY)]
+    images = [Image.new("RGB", (2 * GAME + GAP, HEADER + GAME), "white") for _ in range(0, STEPS, EVERY)]
     for column, split in enumerate(SPLIT_COLOR):
         moments, left, bold = moments_of(policy, config, split), column * (GAME + GAP), font(16, bold=True)
-        for image, moment in zip(images, islice(moments, 0, steps, EVERY), strict=True):
+        for image, moment in zip(images, islice(moments, 0, STEPS, EVERY), strict=True):
             draw = ImageDraw.Draw(image)
             draw.rectangle((left, 0, left + GAME - 1, HEADER), SPLIT_COLOR[split])
             draw.text((left + 8, HEADER // 2), SPLIT_NAME[split], "white", bold, "lm")

@@ -39,17 +39,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Make or complete the project's Python environment.")
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="its folder (default: .venv)")
     parser.add_argument("--here", action="store_true", help="complete the environment of the Python that runs this")
-    parser.add_argument("--extras", default=None, help="pyproject's extras, with commas (default: test; --here: none)")
     parser.add_argument("--switch", action="store_true", help="make .venv anew if it holds another Python than this")
     options = parser.parse_args(arguments)
-    extras = options.extras if options.extras is not None else "" if options.here else "test"
+    python = Path(sys.executable) if options.here else options.venv.absolute() / "bin" / "python"
     folder = Path(sys.prefix) if options.here else options.venv.absolute()
     try:
         with open(__file__) as lock:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(lock, fcntl.LOCK_EX)  # of two makes at once, the second waits and then finds all done
             own = False if options.here else make_venv(folder, options.switch)
-            complete(Path(sys.executable) if options.here else folder / "bin" / "python", folder, extras, own)
+            complete(python, folder, "" if options.here else "test", own)
     except SetupError as error:
         print(error, file=sys.stderr)
         return 2
@@ -62,35 +61,31 @@ def make_venv(folder: Path, switch: bool) -> bool:
     A base Python that has torch lends it to the environment, since torch is large and may fit that machine's GPU.
     """
     stamp, wanted, present = read_stamp(folder), sys.version_info[:2], None
-    if folder.exists() and any(folder.iterdir()):
-        with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no environment, or its base Python is gone
-            present = tuple(map(int, versions(folder / "bin" / "python")[0].split(".")[:2]))
-        if "own" not in stamp:  # not made here, even if `complete` stamped it: never removed
-            if not present:
-                raise SetupError(f"{folder} is no Python environment: remove it, or name another folder with VENV=.")
-            if switch and present != wanted:
-                raise SetupError(
-                    f"{folder} has Python {present[0]}.{present[1]} and isn't ours: remove it, or PYTHON=."
-                )
-            return False
-        if stamp.get("made") and present and (present == wanted or not switch):
-            return bool(stamp["own"])
-    lend = sys.prefix == sys.base_prefix and "torch" in versions(Path(sys.executable))[1]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no environment, or its base Python is gone
+        present = tuple(map(int, versions(folder / "bin" / "python")[0].split(".")[:2]))
+    fits = present == wanted or not switch
+    if "own" not in stamp and folder.exists() and any(folder.iterdir()):  # not made here: never removed
+        if not present:
+            raise SetupError(f"{folder} is no Python environment: remove it, or name another folder with VENV=.")
+        if not fits:
+            raise SetupError(f"{folder} has Python {present[0]}.{present[1]} and isn't ours: remove it, or PYTHON=.")
+        return False
+    if stamp.get("made") and present and fits:
+        return bool(stamp["own"])
+    own = sys.prefix != sys.base_prefix or "torch" not in versions(Path(sys.executable))[1]
     folder = folder.resolve()  # venv refuses links
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)  # a mounted disk can't be removed, only emptied
-    write_stamp(folder, {"own": not lend})  # first, so that an interrupted environment is known to be ours
-    command = [sys.executable, "-m", "venv", *(["--system-site-packages"] if lend else []), str(folder)]
+    write_stamp(folder, {"own": own})  # first, so that an interrupted environment is known to be ours
+    command = [sys.executable, "-m", "venv", *([] if own else ["--system-site-packages"]), str(folder)]
     made = subprocess.run(command, capture_output=True, text=True)
     if made.returncode:
         shutil.rmtree(folder, ignore_errors=True)
         cause = (made.stdout + made.stderr).strip().splitlines()[0]
-        raise SetupError(
-            f"{sys.executable} can't make an environment ({cause}): on Debian and Ubuntu "
-            "'apt-get install python3-venv' fixes it, or name another Python with PYTHON=."
-        )
-    write_stamp(folder, {"own": not lend, "made": True})
-    return not lend
+        remedy = "on Debian and Ubuntu 'apt-get install python3-venv' fixes it, or name another Python with PYTHON="
+        raise SetupError(f"{sys.executable} can't make an environment ({cause}): {remedy}.")
+    write_stamp(folder, {"own": own, "made": True})
+    return own
 
 
 def complete(python: Path, folder: Path, extras: str, own: bool) -> None:
@@ -98,18 +93,14 @@ def complete(python: Path, folder: Path, extras: str, own: bool) -> None:
     stamp, key = read_stamp(folder), fingerprint(python, extras)
     if stamp.get("key") == key:
         return
-    version, found = versions(python)
-    patience = "" if "torch" in found else " The first time takes minutes: torch is large."
-    print(f"Setting up {folder} (Python {version}).{patience}", flush=True)
+    print(f"Setting up {folder}. The first time takes minutes, since torch is large.", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         for command in commands(python, extras, own, Path(scratch)):
             if subprocess.run(command, cwd=ROOT, env={**os.environ, "PIP_ROOT_USER_ACTION": "ignore"}).returncode:
                 raise SetupError("The set-up stopped: pip's message above says why. Fix it and repeat the command.")
     with contextlib.suppress(OSError):  # a system's folder: the next call checks again, which takes seconds
         write_stamp(folder, {**stamp, "key": key})
-    names = ("torch", "numpy", "gymnasium", *(requirement.split("==")[0] for requirement in game_packages()))
-    found = versions(python)[1]
-    print(f"Ready: {', '.join(f'{name} {found[name]}' for name in names if name in found)}.", flush=True)
+    print("Ready.", flush=True)
 
 
 def commands(python: Path, extras: str, own: bool, scratch: Path) -> list[list[str]]:

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from project_copy import copy_project
 
-from notebooks import copy_project
 from ppo_lib.runs import read_metrics
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")

@@ -26,6 +26,7 @@ import pytest
 from figure_audit import unnamed
 from matplotlib.figure import Figure
 from PIL import Image
+from project_copy import copy_project
 
 import notebooks as tool
 from ppo_lib.plots import new_figure, run_color
@@ -151,7 +152,7 @@ def test_runs_in_colab_and_jupyter(notebook):
 def runs(tmp_path_factory) -> dict[str, tuple[str, str]]:
     """Run all notebooks in a copy of the project: name -> (problem, figures without axis names)."""
     folder = tmp_path_factory.mktemp("notebooks")
-    project = tool.copy_project(folder / "project")
+    project = copy_project(folder / "project")
     startup = folder / "ipython" / "profile_default" / "startup"
     startup.mkdir(parents=True)
     (startup / "audit.py").write_text(
@@ -228,7 +229,7 @@ def test_tool_writes_outputs_without_times_and_widget_state(tmp_path):
     assert "widgets" not in ran.metadata and ran.cells[0].outputs[-1].text == "1\n"
 
 
-def test_tool_stores_figures_lightly(tmp_path):
+def test_tool_stores_figures_lightly():
     """Each figure takes less than half of the space; less than 1% of its pixels change visibly."""
     buffer = io.BytesIO()
     figure, [axis] = new_figure(1, 1)
@@ -238,10 +239,9 @@ def test_tool_stores_figures_lightly(tmp_path):
     before = buffer.getvalue()
     output = nbformat.v4.new_output("display_data", {"image/png": base64.b64encode(before).decode()})
     cells = [nbformat.v4.new_code_cell("figure", outputs=[output]), nbformat.v4.new_markdown_cell("text")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "01.ipynb")
-    tool.lighten(tmp_path / "01.ipynb")
-    stored = nbformat.read(tmp_path / "01.ipynb", as_version=4).cells[0].outputs[0].data["image/png"]
-    after = base64.b64decode(stored)
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    tool.lighten(notebook)
+    after = base64.b64decode(notebook.cells[0].outputs[0].data["image/png"])
     assert len(after) < 0.5 * len(before)
     first, second = (np.array(Image.open(io.BytesIO(png)).convert("RGB"), int) for png in (before, after))
     assert first.shape == second.shape and (abs(first - second).max(-1) > 16).mean() < 0.01
@@ -264,5 +264,5 @@ def test_a_notebook_without_a_picture_is_named(monkeypatch, tmp_path, capsys):
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), tmp_path / "01_bare.ipynb")
     monkeypatch.setattr(pictures.notebooks, "notebooks", lambda: [tmp_path / "01_bare.ipynb"])
     monkeypatch.setattr(pictures, "FOLDER", tmp_path / "pictures")
-    assert pictures.main([]) == 1 and "01_bare.ipynb has no cell tagged 'picture'" in capsys.readouterr().err
+    assert pictures.main() == 1 and "01_bare.ipynb has no cell tagged 'picture'" in capsys.readouterr().err
     assert not list((tmp_path / "pictures").iterdir())

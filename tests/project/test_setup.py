@@ -148,10 +148,10 @@ def test_own_environment_gets_the_tested_versions_and_is_made_once(
     project = setup_env.commands(folder / "bin" / "python", "test", True, tmp_path)[0]
     assert project[project.index("-c", 4) + 1] == str(ROOT / "constraints.txt")
 
-    key = setup_env.fingerprint(folder / "bin" / "python", "")
+    key = setup_env.fingerprint(folder / "bin" / "python", "test")
     assert key != setup_env.fingerprint(folder / "bin" / "python", "bench")
     setup_env.write_stamp(folder, {**stamp, "key": key})  # as after installing
-    assert setup_env.main(["--venv", str(folder), "--extras", ""]) == 0
+    assert setup_env.main(["--venv", str(folder)]) == 0
     assert capfd.readouterr() == ("", "")  # nothing to do, nothing to say
     assert setup_env.make_venv(folder, switch=True) == own  # the same Python: not made anew
     assert setup_env.read_stamp(folder)["key"] == key
