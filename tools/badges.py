@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 COLAB = "https://colab.research.google.com"
 BADGE = re.compile(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)")
+README_LINK = re.compile(r"(\(notebooks/(\d\w*\.ipynb)\) )" + BADGE.pattern)  # a notebook's, and its badge
 SETTING = re.compile(r'^repository = "([^"]*)"', re.MULTILINE)
 ADDRESS = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 BOOTSTRAP = """\
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> int:
         elif path.suffix == ".ipynb":
             new = rewrite_notebook(json.loads(old), path.name, address)
         else:
-            new = "".join(rewrite_line(line, address) for line in old.splitlines(keepends=True))
+            new = README_LINK.sub(lambda link: link[1] + badge(link[2], address), old)
         if new != old:
             path.write_text(new, encoding="utf-8")
             changed.append(path.name)
@@ -91,12 +92,6 @@ def rewrite_notebook(content: dict, name: str, address: str) -> str:
         if "bootstrap" in cell["metadata"].get("tags", ()):
             cell["source"] = bootstrap(address).splitlines(keepends=True)
     return json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
-
-
-def rewrite_line(line: str, address: str) -> str:
-    """A line of README: its badge is that of the notebook which the line links to."""
-    named = re.search(r"notebooks/([0-9]\w*\.ipynb)", BADGE.sub("", line))
-    return BADGE.sub(badge(named.group(1), address), line) if named else line
 
 
 if __name__ == "__main__":

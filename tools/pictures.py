@@ -1,8 +1,8 @@
 """The README's images: one figure from each notebook, and an animation of an agent. `make pictures` makes them.
 
 - A notebook's image is the figure that its cell tagged "picture" drew in the committed run.
-- The animation shows a committed policy on training levels beside unseen ones, episode after episode. It is an animated
-  WebP, which is much smaller than a GIF.
+- The animation is the video of a committed policy, on a training level beside an unseen one, as an animated WebP, which
+  GitHub shows without a player and which is much smaller than a GIF.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from __future__ import annotations
 import base64
 import io
 import sys
-from itertools import islice
+import tempfile
 from pathlib import Path
 
+import imageio.v3 as iio
 import nbformat
 from badges import ROOT
-from PIL import Image, ImageDraw
+from PIL import Image
 
 import notebooks
 from ppo_lib.checkpoint import load_policy
-from ppo_lib.plots import SPLIT_COLOR, SPLIT_NAME, light_png
-from ppo_lib.video import FPS, font, moments_of
+from ppo_lib.plots import light_png
+from ppo_lib.video import FPS, record_video
 
 FOLDER = ROOT / "notebooks" / "pictures"
-RUN = ROOT / "results" / "levels" / "levels10-seed0"  # whose policy the animation shows
-STEPS = 10 * FPS  # its length
 WIDTH = 640  # pixels, of a notebook's image
-GAME, HEADER, GAP = 320, 28, 6  # pixels
+RUN = ROOT / "results" / "levels" / "levels10-seed0"  # whose policy the animation shows
+SECONDS = 10  # its length
 EVERY = 2  # game steps per frame of the animation
 
 
@@ -40,8 +40,7 @@ def main() -> int:
             return 1
         (FOLDER / f"{path.name[:2]}.png").write_bytes(data)
     target = ROOT / "videos" / f"{RUN.name}.webp"
-    first, *rest = scenes(RUN)
-    first.save(target, save_all=True, append_images=rest, duration=1000 * EVERY // FPS, quality=60)
+    animate(RUN, target)
     print(f"Written: {FOLDER}, and {target} ({target.stat().st_size / 1e6:.2f} MB)")
     return 0
 
@@ -57,20 +56,13 @@ def picture(path: Path) -> bytes | None:
     return None
 
 
-def scenes(run: Path) -> list[Image.Image]:
-    """Frames of a run's policy, on training levels at the left and on unseen ones at the right."""
+def animate(run: Path, target: Path) -> None:
+    """Record a run's policy and write the video at half its size as an animated WebP."""
     policy, config, _ = load_policy(run)
-    images = [Image.new("RGB", (2 * GAME + GAP, HEADER + GAME), "white") for _ in range(0, STEPS, EVERY)]
-    for column, split in enumerate(SPLIT_COLOR):
-        moments, left, bold = moments_of(policy, config, split), column * (GAME + GAP), font(16, bold=True)
-        for image, moment in zip(images, islice(moments, 0, STEPS, EVERY), strict=True):
-            draw = ImageDraw.Draw(image)
-            draw.rectangle((left, 0, left + GAME - 1, HEADER), SPLIT_COLOR[split])
-            draw.text((left + 8, HEADER // 2), SPLIT_NAME[split], "white", bold, "lm")
-            draw.text((left + GAME - 8, HEADER // 2), f"score {moment.score:g}", "white", bold, "rm")
-            frame = Image.fromarray(moment.frame).resize((GAME, GAME), Image.Resampling.LANCZOS)
-            image.paste(frame, (left, HEADER))
-    return images
+    with tempfile.TemporaryDirectory() as folder:
+        video = record_video(policy, config, f"{folder}/video.mp4", levels=2, max_seconds=SECONDS, max_bytes=10**8)
+        first, *rest = (Image.fromarray(frame).reduce(2) for frame in iio.imread(video, plugin="FFMPEG")[::EVERY])
+    first.save(target, save_all=True, append_images=rest, duration=1000 * EVERY // FPS, quality=45)
 
 
 if __name__ == "__main__":

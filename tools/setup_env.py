@@ -41,14 +41,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--here", action="store_true", help="complete the environment of the Python that runs this")
     parser.add_argument("--switch", action="store_true", help="make .venv anew if it holds another Python than this")
     options = parser.parse_args(arguments)
-    python = Path(sys.executable) if options.here else options.venv.absolute() / "bin" / "python"
-    folder = Path(sys.prefix) if options.here else options.venv.absolute()
+    here, folder = options.here, Path(sys.prefix) if options.here else options.venv.absolute()
     try:
         with open(__file__) as lock:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(lock, fcntl.LOCK_EX)  # of two makes at once, the second waits and then finds all done
-            own = False if options.here else make_venv(folder, options.switch)
-            complete(python, folder, "" if options.here else "test", own)
+            own = not here and make_venv(folder, options.switch)
+            python = Path(sys.executable) if here else folder / "bin" / "python"
+            complete(python, folder, "" if here else "test", own)
     except SetupError as error:
         print(error, file=sys.stderr)
         return 2
@@ -142,7 +142,6 @@ def read_stamp(folder: Path) -> dict[str, object]:
 
 
 def write_stamp(folder: Path, stamp: dict[str, object]) -> None:
-    """Replace the stamp."""
     (folder / STAMP).write_text(json.dumps(stamp) + "\n")
 
 
