@@ -26,6 +26,7 @@ from ppo_lib.config import preset
 from ppo_lib.plots import GREY, figure_png, new_figure, run_color
 from ppo_lib.procgen.env import usable_cores
 from ppo_lib.procgen.library import procgen_build
+from ppo_lib.study.table import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTENDERS = {  # name -> its label, arguments of contender.py
@@ -56,8 +57,7 @@ def measure(rounds: int, output: Path) -> None:
     result = {"machine": machine(), "rounds": []}
     for number in range(1, rounds + 1):
         result["rounds"].append({name: run(arguments) for name, (_, arguments) in CONTENDERS.items()})
-        shown = ", ".join(f"{name} {row['steps_per_second']:.0f} steps/s" for name, row in result["rounds"][-1].items())
-        print(f"round {number}: {shown}", flush=True)
+        print(f"round {number}:", {name: round(row["steps_per_second"]) for name, row in result["rounds"][-1].items()})
         (output / "compare.json").write_text(json.dumps(result, indent=2) + "\n")
     for name in PRESETS:
         path = output / f"bench_{name}.json"
@@ -65,11 +65,9 @@ def measure(rounds: int, output: Path) -> None:
 
 
 def run(arguments: tuple[str, ...]) -> dict[str, object]:
-    """Run one contender in a process of its own."""
+    """Run one contender in a process of its own; what it prints last is its measurement."""
     command = [sys.executable, str(ROOT / "benchmarks" / "contender.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -97,51 +95,42 @@ def show(output: Path) -> None:
     print(f"Written: {output / 'README.md'}")
 
 
-def rates(rounds: list[dict[str, dict]], name: str) -> np.ndarray:
-    """Steps per second of a contender in each round."""
-    return np.array([row[name]["steps_per_second"] for row in rounds])
-
-
-def memory(rounds: list[dict[str, dict]], name: str) -> float:
-    """The peak memory of a contender's process over all rounds, GB."""
-    return max(row[name]["peak_memory_gb"]["process"] for row in rounds)
-
-
-def ratios(rounds: list[dict[str, dict]], name: str, other: str) -> str:
-    """The speed of one contender divided by another's, round by round."""
-    return ", ".join(f"{ratio:.2f}" for ratio in rates(rounds, name) / rates(rounds, other))
+def summarize(rounds: list[dict[str, dict]]) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Of each contender: the steps per second in each round, and the most memory that its process held, GB."""
+    rates = {name: np.array([row[name]["steps_per_second"] for row in rounds]) for name in CONTENDERS}
+    return rates, {name: max(row[name]["peak_memory_gb"]["process"] for row in rounds) for name in CONTENDERS}
 
 
 def page(result: dict, benches: dict[str, dict]) -> str:
     """Both tables, in Markdown."""
-    m, rounds = result["machine"], result["rounds"]
-    rows = []
-    for name, (label, _) in CONTENDERS.items():
-        rate, gb = np.median(rates(rounds, name)), memory(rounds, name)
-        rows.append(f"| {label} | {rate:.0f} | {gb:.2f} | {ratios(rounds, name, 'sb3')} |")
-    columns, speed = "", ""
+    m, (rates, memory) = result["machine"], summarize(result["rounds"])
+
+    def ratios(name: str, other: str) -> str:
+        return ", ".join(f"{ratio:.2f}" for ratio in rates[name] / rates[other])
+
+    header = ("contender", "steps/s", "peak memory (GB)", "speed relative to Stable-Baselines3, round by round")
+    rows = [(label, round(np.median(rates[name])), round(memory[name], 2), ratios(name, "sb3"))
+            for name, (label, _) in CONTENDERS.items()]  # fmt: skip
+    columns, speed = [("part", *PARTS)], ""
     for name, bench in benches.items():
-        columns += f" `{name}` (s) | share |"
+        seconds = [bench["parts"][part] for part in PARTS]
+        columns.append((f"`{name}` (s)", *(round(own, 3) for own in seconds)))
+        columns.append(("share", *(f"{own / sum(seconds):.1%}" for own in seconds)))
         speed += f"`{name}`: {bench['steps_per_second']:,.0f} steps/s, {bench['peak_memory_gb']['process']:.2f} GB. "
-    parts = []
-    for part in PARTS:
-        seconds = [(bench["parts"][part], sum(bench["parts"].values())) for bench in benches.values()]
-        parts.append(f"| {part} |" + "".join(f" {own:.3f} | {own / whole:.1%} |" for own, whole in seconds))
+    parts, *split = zip(*columns, strict=True)
     return f"""# Speed
 
 `python benchmarks/compare.py` on {m["gpu"] or f"{m['cores']} CPU cores"}: {m["cpu"]}, \
 {", ".join(m["bf16_instructions"]) or "no bf16"}; torch {m["torch"]}, Python {m["python"]}, {m["procgen"]}.
 
 StarPilot, 64 environments x 256 steps, 3 epochs of 8 minibatches, the same network and the same games. Rounds: \
-{len(rounds)}; in each, every contender ran once, in a process of its own. Steps per second are medians over rounds.
+{len(result["rounds"])}; in each, every contender ran once, in a process of its own. Steps per second are medians.
 
 ![steps per second](compare.png)
 
-| contender | steps/s | peak memory (GB) | speed relative to Stable-Baselines3, round by round |
-|---|---:|---:|---|
-{chr(10).join(rows)}
+{markdown_table(header, rows)}
 
-Without the GRU the speed is {ratios(rounds, "ppo_lib", "recurrent")} times that with it, round by round.
+Without the GRU the speed is {ratios("ppo_lib", "recurrent")} times that with it, round by round.
 
 - textbook: ppo_lib in float32, NCHW, one game step after the other, whole minibatches, default malloc.
 - Stable-Baselines3: its own PPO, storage and optimiser, with its default settings for speed.
@@ -152,26 +141,24 @@ Both run the network with torch's layers.
 
 {speed}{m["hardware"]}.
 
-| part |{columns}
-|---|{"---:|---:|" * len(benches)}
-{chr(10).join(parts)}
+{markdown_table(parts, split)}
 """
 
 
 def draw(result: dict) -> Figure:
     """Steps per second of each contender: medians as bars, rounds as dots."""
-    rounds, place = result["rounds"], result["machine"]
+    place, (rates, memory) = result["machine"], summarize(result["rounds"])
     figure, [axis] = new_figure(1, 1, height=2.6)
     for y, (name, (_, arguments)) in enumerate(CONTENDERS.items()):
-        found, ratio = rates(rounds, name), np.median(rates(rounds, name) / rates(rounds, "sb3"))
+        found, ratio = rates[name], np.median(rates[name] / rates["sb3"])
         axis.barh(y, np.median(found), color=run_color(0) if arguments[0] == "ppo_lib" else GREY)
         axis.plot(found, [y] * len(found), "k.")
-        text = f" {np.median(found):.0f} ({ratio:.1f}x, {memory(rounds, name):.1f} GB)"
+        text = f" {np.median(found):.0f} ({ratio:.1f}x, {memory[name]:.1f} GB)"
         axis.annotate(text, (max(found), y), va="center", fontsize=8)
     axis.set_yticks(range(len(CONTENDERS)), [label for label, _ in CONTENDERS.values()])
     axis.invert_yaxis()
     axis.set_xlabel("steps per second (relative to Stable-Baselines3, peak memory)", fontsize=8.5)
-    axis.set_xlim(0, 1.45 * max(rates(rounds, name).max() for name in CONTENDERS))
+    axis.set_xlim(0, 1.45 * max(map(max, rates.values())))
     axis.set_title(f"{place['gpu'] or place['cpu']}, {place['hardware'].split(',')[0]}", fontsize=9.5)
     return figure
 
