@@ -186,14 +186,10 @@ PRESETS: dict[str, dict[str, object]] = {
     "quick": {},
     "course": {"total_steps": 20_000_000, "eval_interval": 1_000_000},
     "paper": {
-        "num_levels": 200,
-        "use_backgrounds": True,
-        "restrict_themes": False,
-        "total_steps": 25_000_000,
-        "recurrent": False,
-        "eval_interval": 1_000_000,
+        "num_levels": 200, "use_backgrounds": True, "restrict_themes": False, "total_steps": 25_000_000,
+        "recurrent": False, "eval_interval": 1_000_000,
     },
-}
+}  # fmt: skip
 
 
 def preset(name: str, **changes: object) -> PPOConfig:
@@ -282,12 +278,9 @@ def _check(c: PPOConfig) -> None:
         near = _divisor_near(steps, length)
         need(near == length, f"sequence_length {length} does not divide num_steps {steps}; try {near}.")
         units, unit = units // length, f"sequences of {length} steps"
-    near = _divisor_near(units, c.num_minibatches)
-    need(
-        near == c.num_minibatches,
-        f"num_minibatches {c.num_minibatches} does not divide the {units} {unit} of a rollout "
-        f"({c.num_envs} envs x {c.num_steps} steps); try {near}.",
-    )
+    near, rollout = _divisor_near(units, c.num_minibatches), f"({c.num_envs} envs x {c.num_steps} steps)"
+    problem = f"num_minibatches {c.num_minibatches} does not divide the {units} {unit} of a rollout {rollout}"
+    need(near == c.num_minibatches, f"{problem}; try {near}.")
 
 
 def _divisor_near(whole: int, wish: int) -> int:

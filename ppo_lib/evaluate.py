@@ -56,10 +56,9 @@ def evaluate(
     num_envs = math.ceil(episodes / quota)
     env_seed = derive_seed(config.seed, "evaluate", split, seed)
     env = make_env(config, split, num_envs=num_envs, seed=env_seed, levels=levels)
+    how = dict(seed=derive_seed(env_seed, "actions"), greedy=greedy, between_steps=between_steps)
     try:
-        return play_episodes(
-            policy, env, quota, seed=derive_seed(env_seed, "actions"), greedy=greedy, between_steps=between_steps
-        )
+        return play_episodes(policy, env, quota, **how)
     finally:
         env.close()
 

@@ -85,8 +85,8 @@ class Collector:
         if self.config.normalize_reward:
             rewards = self._normalize(rewards, storage.done.cpu().numpy())
         storage.reward.copy_(torch.from_numpy(rewards))
-        return torch.cat([self.ppo.value(to_device(g.obs, self.ppo.device), g.state, g.episode_start)
-                          for g in self.groups])  # fmt: skip
+        last = (self.ppo.value(to_device(g.obs, self.ppo.device), g.state, g.episode_start) for g in self.groups)
+        return torch.cat(list(last))
 
     def _act(self, storage: RolloutStorage, group: EnvGroup, t: int) -> None:
         """Choose the group's actions for step t, start its games on them, and store the step's inputs and outputs."""

@@ -89,9 +89,7 @@ class Trainer:
             sequence_length=config.sequence_length if config.recurrent else None,
             device=self.hardware.device,
         )
-        self.steps = 0
-        self.seconds = 0.0
-        self._paused_seconds = 0.0
+        self.steps, self.seconds, self._paused_seconds = 0, 0.0, 0.0
         self._stop, self._go = threading.Event(), threading.Event()
         self._go.set()
         if checkpoint:
@@ -173,10 +171,8 @@ class Trainer:
         """Whether the last update crossed a multiple of `interval` steps (0: the end of the run; -1: never)."""
         if interval < 0 or not self.steps:
             return False
-        at_end = self.steps >= self.config.total_steps
-        if interval == 0:
-            return at_end
-        return at_end or self.steps // interval > (self.steps - self.config.batch_size) // interval
+        crossed = interval and self.steps // interval > (self.steps - self.config.batch_size) // interval
+        return bool(crossed) or self.steps >= self.config.total_steps
 
     def _evaluated(self) -> bool:
         """Whether the evaluation at the current step is on disk, with as many episodes as are wanted."""
@@ -186,10 +182,8 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Play eval_episodes on train and on unseen levels, add them to evaluation.csv, return the mean of each."""
-        how = dict(seed=self.steps, between_steps=self._obey)
-        played = {
-            split: evaluate(self.policy, self.config, split, self.config.eval_episodes, **how) for split in SPLITS
-        }
+        count, how = self.config.eval_episodes, dict(seed=self.steps, between_steps=self._obey)
+        played = {name: evaluate(self.policy, self.config, name, count, **how) for name in SPLITS}
         write_episodes(self.run_dir / "evaluation.csv", self.steps, played)
         means = {split: float(np.mean([e.return_ for e in episodes])) for split, episodes in played.items()}
         self.logger.evaluation(self.steps, means)
@@ -221,12 +215,9 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """The inverse of state_dict; `state` itself is left alone. Raises UserError if another algorithm saved it."""
-        trained_by = state.get("algorithm", "PPO")
-        if trained_by != type(self.ppo).__name__:
-            raise UserError(
-                f"The run {self.run_dir} was trained with {trained_by}, not {type(self.ppo).__name__}: "
-                "resume it with the same algorithm."
-            )
+        before, now = state.get("algorithm", "PPO"), type(self.ppo).__name__
+        if before != now:
+            raise UserError(f"The run {self.run_dir} was trained with {before}: resume it with that, not with {now}.")
         self.steps, self.seconds = state["steps"], state["seconds"]
         self.ppo.load_state_dict(state["ppo"])
         self.collector.load_state_dict(state)

@@ -529,7 +529,7 @@ def test_a_method_of_ones_own_trains_logs_and_resumes(tiny, trainer, tmp_path, m
     command = [sys.executable, "-c", code, str(tmp_path / "c.json"), str(tmp_path / "killed")]
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     assert subprocess.run(command, env={**os.environ, "PYTHONPATH": path}).returncode == -signal.SIGKILL
-    with pytest.raises(UserError, match="trained with LogitPenalty, not PPO"):
+    with pytest.raises(UserError, match="trained with LogitPenalty: resume it with that, not with PPO"):
         trainer(config, "killed", resume=True)
     again = trainer(config, "killed", resume=True, algorithm=method.LogitPenalty)
     assert again.steps == 192
