@@ -31,7 +31,6 @@ class Project:
 
     root: Path  # the repository
     results: Path  # one folder per run
-    videos: Path
     device: torch.device  # cuda if torch can use a GPU, else cpu
 
 
@@ -50,14 +49,22 @@ def setup() -> Project:
 
     build = procgen_build()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    gpu = "none: all runs on the CPU"
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+        gpu = f"{torch.cuda.get_device_name(device)}, {memory / 2**30:.0f} GB"
+    elif in_colab():
+        gpu = "none. Everything works, training slowly: Runtime > Change runtime type > T4 GPU, then run all again"
+    elif shutil.which("nvidia-smi"):
+        gpu = "none that this torch can use: see pytorch.org/get-started for the build that fits its driver"
     print(f"Python   {platform.python_version()}{' in Colab' if in_colab() else ''}")
     print(f"torch    {torch.__version__}")
-    print(f"GPU      {describe_gpu(device)}")
+    print(f"GPU      {gpu}")
     print(f"Procgen  {build.package} {build.version}")
     print(f"Project  {ROOT}")
     if smoke():
         print("PPO_SMOKE=1: every run is shortened, to show only that it works.")
-    return Project(ROOT, ROOT / "results", ROOT / "videos", device)
+    return Project(ROOT, ROOT / "results", device)
 
 
 def install_game() -> None:
@@ -70,19 +77,6 @@ def install_game() -> None:
     if done.returncode:
         raise RuntimeError(f"Installing the game failed; run this cell again. Output:\n{done.stdout}{done.stderr}")
     importlib.invalidate_caches()
-
-
-def describe_gpu(device: torch.device) -> str:
-    """The GPU's name and memory, or what to do if there is none."""
-    if device.type == "cuda":
-        from torch import cuda
-
-        return f"{cuda.get_device_name(device)}, {cuda.get_device_properties(device).total_memory / 2**30:.0f} GB"
-    if in_colab():
-        return "none. Everything works, training slowly: Runtime > Change runtime type > T4 GPU, then run all again"
-    if shutil.which("nvidia-smi"):
-        return "none that this torch can use: see pytorch.org/get-started for the build that fits its driver"
-    return "none: all runs on the CPU"
 
 
 def use_drive(folder: str = "DeepLearningPPO") -> Path:

@@ -15,7 +15,7 @@ import re
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import ipywidgets as w
@@ -25,43 +25,62 @@ from matplotlib.figure import Figure
 
 from ppo_lib import plots
 from ppo_lib.checkpoint import can_resume, has_checkpoint
-from ppo_lib.config import PPOConfig, UserError
-from ppo_lib.course.widgets import LABELS, LIVE, WIDE, Controls, Picture, entered, entry, live_slider, put
+from ppo_lib.config import PPOConfig, UserError, suggest
+from ppo_lib.course.drawing import finish
+from ppo_lib.course.widgets import WIDE, Controls, entered, entry, put
 from ppo_lib.runs import Run, fixed_changes, load_run, read_config
 from ppo_lib.train import Trainer
+
+FORM = {  # config fields in the form, by name and unit
+    "num_levels": "training levels (0 = all)", "recurrent": "recurrent (GRU)",
+    "learning_rate": "learning rate (Adam)", "clip_range": "clip range (epsilon)",
+    "entropy_coef": "entropy coefficient", "gamma": "gamma (per step)", "gae_lambda": "lambda (0 to 1)",
+    "num_envs": "games in parallel", "total_steps": "length of run (steps)",
+}  # fmt: skip
+LIVE = {  # fields that may change during training: name on the curve, slider
+    "learning_rate": ("lr", w.FloatLogSlider, {"min": -6, "max": -2, "step": 0.05}),
+    "clip_range": ("clip", w.FloatSlider, {"min": 0.01, "max": 0.5, "step": 0.01}),
+    "entropy_coef": ("entropy", w.FloatSlider, {"min": 0, "max": 0.1, "step": 0.001, "readout_format": ".3f"}),
+}
 
 
 class TrainingPanel:
     """Sets up, trains and shows one run. `show()` puts it below the cell.
 
-    run_dir: the run's folder, whose name can be changed in the form; config: initial values of the form;
-    fields: the config fields in the form, in order.
+    run_dir: the run's folder, whose name can be changed in the form; config: initial values of the form.
     """
 
-    def __init__(self, run_dir: Path | str, config: PPOConfig, fields: Sequence[str] = tuple(LABELS)) -> None:
+    def __init__(self, run_dir: Path | str, config: PPOConfig) -> None:
         stop_all()  # this cell may have run before
         self.results, self.base = Path(run_dir).parent, config
         self.trainer: Trainer | None = None
-        self.running = self.stopping = False  # running: from start() until everything is saved and closed
+        self.stopping = False
         self.invalid = self.failure = ""  # why the form can't be started; why the last training failed
-        self.picture = Picture()
         self._ended, self._showing = threading.Event(), threading.Lock()
+        self._ended.set()
         self._updates_left, self._progress = math.inf, ""  # progress: in words, after the last update
-        self.name = entry("run", Path(run_dir).name)
-        self.name.description = "name of the run"
-        self.form = {name: entry(name, getattr(config, name)) for name in fields}
-        self.sliders = {name: live_slider(name, getattr(config, name)) for name in LIVE}
+        self.name = entry("name of the run", Path(run_dir).name)
+        self.form = {name: entry(label, getattr(config, name)) for name, label in FORM.items()}
+        self.sliders = {name: kind(description=FORM[name], continuous_update=False, **options, **WIDE)
+                        for name, (_, kind, options) in LIVE.items()}  # fmt: skip
         self.message, self.status = w.HTML(), w.HTML()
         self.progress = w.FloatProgress(0, min=0, max=1, description="steps done (0 to 1)", **WIDE)
         self.start_button = w.Button(description="Start", icon="play")
         self.pause_button = w.Button(description="Pause", icon="pause")
         self.stop_button = w.Button(description="Stop and save", icon="stop")
+        self._fields = [self.name, *self.form.values()]
+        buttons = [self.start_button, self.pause_button, self.stop_button]
+        form, buttons, sliders = (w.HBox(row, layout=w.Layout(flex_flow="row wrap"))
+                                  for row in (self._fields, buttons, [*self.sliders.values()]))  # fmt: skip
+        live = w.HTML("<b>During training</b> (each change is marked on the curve and logged in metrics.csv):")
+        parts = [form, self.message, buttons, live, sliders, self.progress, self.status]
+        self.controls = Controls(parts, "Settings, start, pause and stop buttons, live sliders")
         self.start_button.on_click(lambda _: self.start())
         self.pause_button.on_click(lambda _: self.toggle_pause())
         self.stop_button.on_click(lambda _: self.stop())
         for name, slider in self.sliders.items():
             slider.observe(lambda change, name=name: self._steer(name, change["new"]), "value")
-        for field in (self.name, *self.form.values()):
+        for field in self._fields:
             field.observe(lambda _: self.check(), "value")
         self.name.observe(lambda _: self._draw(), "value")
         self.check()
@@ -69,18 +88,13 @@ class TrainingPanel:
 
     def show(self) -> None:
         """Display the panel and, below it, the curve."""
-        wrap = w.Layout(flex_flow="row wrap")
-        parts = [
-            w.HBox([self.name, *self.form.values()], layout=wrap),
-            self.message,
-            w.HBox([self.start_button, self.pause_button, self.stop_button], layout=wrap),
-            w.HTML("<b>During training</b> (each change is marked on the curve and logged in metrics.csv):"),
-            w.HBox(list(self.sliders.values()), layout=wrap),
-            self.progress,
-            self.status,
-        ]
-        display(Controls(parts, self.picture, "Settings, start, pause and stop buttons, live sliders"))
-        self.picture.show()
+        display(self.controls)
+        self.controls.show_picture()
+
+    @property
+    def running(self) -> bool:
+        """Whether a training is under way: from start() until everything is saved and closed."""
+        return not self._ended.is_set()
 
     @property
     def run_dir(self) -> Path:
@@ -118,7 +132,7 @@ class TrainingPanel:
         stop_all()
         atexit.register(stop_all, timeout=20)  # a kernel that is restarted saves first
         self._ended.clear()
-        self.running, self.stopping, self._updates_left = True, False, updates
+        self.stopping, self._updates_left = False, updates
         thread = threading.Thread(target=self._train, args=(config, self.run_dir), daemon=True)
         thread.panel = self  # type: ignore[attr-defined]
         thread.start()
@@ -143,51 +157,42 @@ class TrainingPanel:
 
         Raises UserError for a name without a slider and for a value that no config may have.
         """
-        if unknown := [name for name in values if name not in self.sliders]:
-            raise UserError(f"There is no slider for {unknown[0]}; choose one of: {', '.join(self.sliders)}.")
+        if unknown := values.keys() - LIVE:
+            raise UserError(f"There is no slider '{min(unknown)}'{suggest(min(unknown), LIVE)}")
         self.base.replace(**values)
-        if self.running:
-            while self.running and self.trainer is None:  # still preparing
-                time.sleep(0.01)
-            for name, value in values.items():
-                put(self.sliders[name], value)
+        while self.running and self.trainer is None:  # still preparing
+            time.sleep(0.01)
+        for name, value in values.items() if self.running else ():
+            put(self.sliders[name], value)
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the training has ended, at most `timeout` seconds. Interrupting the cell stops and saves it."""
         try:
-            if self.running:
-                self._ended.wait(timeout)  # an interrupted join() would make Python 3.11 take the thread for dead
+            self._ended.wait(timeout)  # an interrupted join() would make Python 3.11 take the thread for dead
         except KeyboardInterrupt:
             self.stop()
             self._ended.wait()
             raise
-        self.picture.refresh()  # from this cell, so that a notebook that is run unattended keeps the final curve
+        self._draw()  # from this cell, so that a notebook that is run unattended keeps the final curve
         if self.failure:
             print(self.failure)
 
     def _train(self, config: PPOConfig, run_dir: Path) -> None:
-        """In the training thread: make a trainer, train, and close it whatever happens."""
         try:
-            trainer = Trainer(config, run_dir, resume=True, progress=False)
-            for name, value in live_values(trainer).items():
-                put(self.sliders[name], value)  # a resumed run continues with the values that its sliders had
-            self._progress = f"{trainer.steps:,} of {trainer.config.last_step:,} steps"
-            self.trainer = trainer
-            self._show_state()
-            if self.stopping:
-                trainer.stop()
-            trainer.train(self._after_update)
+            with closing(Trainer(config, run_dir, resume=True, progress=False)) as trainer:
+                for name, value in live_values(trainer).items():
+                    put(self.sliders[name], value)  # a resumed run continues with the values that its sliders had
+                self._progress = f"{trainer.steps:,} of {trainer.config.last_step:,} steps"
+                self.trainer = trainer
+                self._show_state()
+                if self.stopping:
+                    trainer.stop()
+                trainer.train(self._after_update)
         except Exception as error:  # a thread's traceback would be lost: the panel shows it
             self.failure = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        finally:
-            try:
-                trainer, self.trainer = self.trainer, None
-                if trainer is not None:
-                    trainer.close()
-                self.running = self.stopping = False
-                self._draw()
-            finally:
-                self._ended.set()
+        self.trainer, self.stopping = None, False
+        self._ended.set()
+        self._draw()
 
     def _after_update(self, metrics: dict[str, float]) -> None:
         speed, last = metrics["steps_per_second"], self.trainer.config.last_step
@@ -203,14 +208,13 @@ class TrainingPanel:
         self._draw()
 
     def _steer(self, name: str, value: float) -> None:
-        """A slider moved: act on the trainer at once."""
         if (trainer := self.trainer) is not None:
             setattr(trainer.ppo if name == "learning_rate" else trainer.ppo.coefficients, name, value)
             self._draw()
 
     def _draw(self) -> None:
         trainer = self.trainer
-        self.picture.draw(live_curve(self.run_dir, live_values(trainer) if trainer is not None else {}))
+        self.controls.draw(live_curve(self.run_dir, live_values(trainer) if trainer is not None else {}))
         self._show_state()
 
     def _show_state(self) -> None:
@@ -223,19 +227,19 @@ class TrainingPanel:
             self.pause_button.disabled = trainer is None or self.stopping
             self.pause_button.description = "Resume" if paused else "Pause"
             self.stop_button.disabled = not self.running or self.stopping
-            for field in (self.name, *self.form.values()):
+            for field in self._fields:
                 field.disabled = self.running
             for name, slider in self.sliders.items():
                 slider.disabled = trainer is None or (name == "learning_rate" and trainer.config.anneal_lr)
             problem = html.escape(self.invalid or self.failure)
             self.message.value = f'<div role="alert" style="color:#b00020"><b>{problem}</b></div>' if problem else ""
-            line = "Not training." + (" “Continue” resumes from the saved checkpoint." if begun else "")
+            line = "Preparing the games and the network" if self.running else "Not training."
             if trainer is not None:
                 self.progress.value = trainer.steps / trainer.config.last_step
-                doing = "Stopping and saving" if self.stopping else "Paused" if paused else "Training"
-                line = f"{doing}: {self._progress}"
-            elif self.running:
-                line = "Preparing the games and the network"
+                line = "Stopping and saving" if self.stopping else "Paused" if paused else "Training"
+                line += f": {self._progress}"
+            elif begun and not self.running:
+                line += " “Continue” resumes from the saved checkpoint."
             self.status.value = f'<div role="status">{line}</div>'
 
 
@@ -255,29 +259,28 @@ def live_curve(run_dir: Path | str, now: dict[str, float] | None = None) -> Figu
     path = Path(run_dir)
     if not (path / "config.json").is_file():
         figure, [axis] = plots.new_figure(1, 1)
-        plots.label_axes(axis, plots.STEPS, plots.RETURN)
-        axis.set_title(f"{path.name}: not started", fontsize=9, loc="left")
+        finish(axis, plots.STEPS, plots.RETURN, title=f"{path.name}: not started")
         return figure
     run = load_run(path)
     figure = plots.learning_curve(run)
     axis = figure.axes[0]
-    axis.set_title(f"{run.name}: {run.steps:,} of {run.config.total_steps:,} steps", fontsize=9, loc="left")
+    axis.set_title(f"{run.name}: {run.steps:,} of {run.config.total_steps:,} steps", fontsize=9.5)
+    style = dict(xycoords=("data", "axes fraction"), rotation=90, va="top", fontsize=7, color="#8f3f6d")
     for steps, texts in live_changes(run, now or {}).items():
         axis.axvline(steps, color="#CC79A7", lw=1.2, ls="-.")
-        axis.annotate("\n".join(texts), (steps, 1), (3, -3), xycoords=("data", "axes fraction"), rotation=90,
-                      textcoords="offset points", va="top", fontsize=7, color="#8f3f6d")  # fmt: skip
+        plots.note(axis, "\n".join(texts), steps, 1, right=3, up=-3, **style)
     return figure
 
 
 def live_changes(run: Run, now: dict[str, float]) -> dict[int, list[str]]:
     """Steps -> the changes of LIVE fields made there, in words. now: see live_curve."""
-    changes = defaultdict(list)
-    steps = [0, *run.metrics.get("steps", ())]
+    changes, steps = defaultdict(list), [0, *run.metrics.get("steps", ())]
     for name, (short, *_) in LIVE.items():
         if name == "learning_rate" and run.config.anneal_lr:
             continue
-        values = [getattr(run.config, name), *run.metrics.get(name, ())]
-        for step, old, new in zip(steps, values, [*values[1:], now.get(name, values[-1])], strict=False):
+        used = [getattr(run.config, name), *run.metrics.get(name, ())]
+        used.append(now.get(name, used[-1]))
+        for step, old, new in zip(steps, used, used[1:], strict=False):
             if not np.isclose(old, new, rtol=1e-4, atol=0):
                 changes[int(step)].append(f"{short} {old:.3g} → {new:.3g}")
     return changes

@@ -1,6 +1,5 @@
 """Tiny tasks with a known best return, and all of PPO on one screen to train on them in seconds.
 
-- `train` is the paper's algorithm with the parts of ppo_lib: collect, compute_advantages, update.
 - The tasks have the interface of the games: uint8 images, SAME_STEP autoreset, step_async and step_wait.
 - The network is ActorCritic with a linear layer instead of the IMPALA encoder.
 """
@@ -29,12 +28,13 @@ SIZE = 8  # height and width of the image, and of the grid
 MOVES = np.array([[-1, 0], [0, 1], [1, 0], [0, -1]])  # of the four actions, which also name the quadrants
 GOAL = 14  # the cell of `grid` (row 1, column 6) that ends an episode
 STEP_COST = 0.02
+FEATURES = 64  # width of the network
 CELL = np.eye(SIZE**2).reshape(-1, SIZE, SIZE)  # images of one lit cell
 QUADRANT = np.kron(np.eye(4).reshape(4, 2, 2), np.ones((SIZE // 2, SIZE // 2)))  # images of one lit quadrant
 
 
 class ToyEnv(VectorEnv):
-    """N copies of a task: observations uint8 [N, 8, 8, 3], actions 0 to 3 [N], rewards float32 [N].
+    """N copies of a task, stepped in two halves: obs uint8 [N, 8, 8, 3], actions 0 to 3 [N], rewards float32 [N].
 
     bandit: one quadrant is lit; naming it pays 1; one step per episode.
     grid: walk from a random cell (green) to the goal (red): each step costs 0.02, the goal pays 1; at most 40 steps.
@@ -48,23 +48,16 @@ class ToyEnv(VectorEnv):
         if task not in TASKS:
             raise UserError(f"There is no toy task '{task}'{suggest(task, TASKS)}")
         self.task, self.num_envs = task, num_envs
-        self.rng = np.random.default_rng(seed)
-        self.clock = np.zeros(num_envs, np.int64)  # steps since the episode began
-        self.level = np.zeros(num_envs, np.int64)  # the quadrant, or the first cell
-        self.place = np.zeros(num_envs, np.int64)  # the agent's cell in `grid`
-        self._begin(np.arange(num_envs))
+        # steps since the episode began; the quadrant, or the first cell; the agent's cell in `grid`
+        self.clock, self.level, self.place = np.zeros((3, num_envs), np.int64)
+        self.reset(seed=seed)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         """Begin a new episode in every copy; with seed, restart from it."""
         if seed is not None:
             self.rng = np.random.default_rng(seed)
-        self._begin(np.arange(self.num_envs))
+        self._begin(np.ones(self.num_envs, np.bool_))
         return self.observe()
-
-    def step(self, actions: np.ndarray) -> Step:
-        """step_async and step_wait in one."""
-        self.step_async(actions)
-        return self.step_wait()
 
     def step_async(self, actions: np.ndarray) -> None:
         """Keep the actions [N] for step_wait."""
@@ -81,44 +74,30 @@ class ToyEnv(VectorEnv):
             reward, done = arrived - STEP_COST, arrived | done
         else:
             reward = done & (self.actions == self.level)
-        self._begin(np.flatnonzero(done))
+        self._begin(done)
         obs, info = self.observe()
         return obs, reward.astype(np.float32), done, np.zeros_like(done), info
 
     def observe(self) -> tuple[np.ndarray, dict[str, Any]]:
         """The current obs [N, 8, 8, 3] and info, without a step."""
         obs = np.zeros((self.num_envs, SIZE, SIZE, 3), np.uint8)
-        info = {"level_seed": self.level.copy(), "_level_seed": np.ones(self.num_envs, np.bool_)}
         if self.task == "grid":
             obs[..., 0], obs[..., 1] = 255 * CELL[GOAL], 255 * CELL[self.place]
-            return obs, info
-        obs[..., 0] = 255 * QUADRANT[self.level] * (self.clock == 0)[:, None, None]
+        else:
+            first = self.clock == 0
+            obs[first, ..., 0] = 255 * QUADRANT[self.level[first]]
         if self.task == "memory":
             obs[self.clock == TASKS["memory"] - 1] = 255
-        return obs, info
+        return obs, {"level_seed": self.level.copy(), "_level_seed": np.ones(self.num_envs, np.bool_)}
 
     def _begin(self, envs: np.ndarray) -> None:
-        """Start a new episode in the copies with these indices."""
+        """Start a new episode in the copies where the mask [N] is True."""
         self.clock[envs] = 0
-        if self.task == "grid":
-            self.level[envs] = (GOAL + self.rng.integers(1, SIZE**2, size=len(envs))) % SIZE**2  # not the goal itself
-            self.place[envs] = self.level[envs]
+        if self.task == "grid":  # anywhere but on the goal
+            self.place[envs] = (GOAL + self.rng.integers(1, SIZE**2, size=envs.sum())) % SIZE**2
+            self.level[envs] = self.place[envs]
         else:
-            self.level[envs] = self.rng.integers(len(MOVES), size=len(envs))
-
-
-class LearningReward(EpisodeStatistics):
-    """Counts raw returns, then multiplies the reward by `scale` and adds normal noise of standard deviation `noise`."""
-
-    def __init__(self, env: VectorEnv, scale: float, noise: float, seed: int) -> None:
-        super().__init__(env)
-        self.scale, self.noise, self.rng = scale, noise, np.random.default_rng(seed)
-
-    def step_wait(self) -> Step:
-        """End the step, count it, and change its reward."""
-        obs, reward, *rest = super().step_wait()
-        noise = self.noise * self.rng.standard_normal(self.num_envs)
-        return obs, (reward * self.scale + noise).astype(np.float32), *rest
+            self.level[envs] = self.rng.integers(len(MOVES), size=envs.sum())
 
 
 def make_env(task: str, num_envs: int, seed: int = 0) -> EpisodeStatistics:
@@ -127,7 +106,7 @@ def make_env(task: str, num_envs: int, seed: int = 0) -> EpisodeStatistics:
 
 
 def optimal_return(task: str) -> float:
-    """The mean return of the best policy, which a working algorithm must reach."""
+    """The mean return of the best policy."""
     return float(np.nanmean(optimal_value(gamma=1.0))) if task == "grid" else 1.0
 
 
@@ -150,21 +129,21 @@ def grid_map(policy: ActorCritic) -> tuple[np.ndarray, np.ndarray]:
 
 
 class TinyEncoder(nn.Linear):
-    """uint8 images [B, 8, 8, 3] -> features [B, D]: one linear layer and a ReLU."""
+    """uint8 images [B, 8, 8, 3] -> features [B, FEATURES]: one linear layer and a ReLU."""
 
     def forward(self, obs: Tensor) -> Tensor:
         return super().forward(obs.flatten(1).float() / 255).relu()
 
 
-def tiny_policy(recurrent: bool = False, seed: int = 0, features: int = 64) -> ActorCritic:
-    """An ActorCritic for the toy tasks whose encoder, GRU and heads are replaced by small ones (D = features)."""
-    policy = ActorCritic(len(MOVES), recurrent, obs_shape=(SIZE, SIZE, 3))
-    policy.state_size = features if recurrent else 0
+def tiny_policy(config: PPOConfig) -> ActorCritic:
+    """An ActorCritic for the toy tasks whose encoder, GRU and heads are replaced by small ones."""
+    policy = ActorCritic(len(MOVES), config.recurrent, obs_shape=(SIZE, SIZE, 3))
+    policy.state_size = FEATURES if config.recurrent else 0
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        policy.encoder = TinyEncoder(SIZE * SIZE * 3, features)
-        policy.core = GRUCore(features) if recurrent else None
-        policy.actor, policy.critic = nn.Linear(features, len(MOVES)), nn.Linear(features, 1)
+        torch.manual_seed(derive_seed(config.seed, "weights"))
+        policy.encoder = TinyEncoder(SIZE * SIZE * 3, FEATURES)
+        policy.core = GRUCore(FEATURES) if config.recurrent else None
+        policy.actor, policy.critic = nn.Linear(FEATURES, len(MOVES)), nn.Linear(FEATURES, 1)
         orthogonal_init(policy)
         orthogonal_init(policy.actor, gain=0.01)
         orthogonal_init(policy.critic, gain=1.0)
@@ -173,14 +152,14 @@ def tiny_policy(recurrent: bool = False, seed: int = 0, features: int = 64) -> A
 
 def toy_config(**changes: object) -> PPOConfig:
     """Settings that fit the toy tasks; any field can be changed."""
-    config = PPOConfig(num_envs=32, num_steps=40, total_steps=40_000, num_epochs=4, learning_rate=2e-3, gamma=0.98,
-                       num_minibatches=4, recurrent=False, sequence_length=20, normalize_reward=False)  # fmt: skip
-    return config.replace(**changes)
+    fields = dict(num_envs=32, num_steps=40, total_steps=40_000, num_epochs=4, learning_rate=2e-3, gamma=0.98,
+                  num_minibatches=4, recurrent=False, sequence_length=20, normalize_reward=False)  # fmt: skip
+    return PPOConfig.from_dict({**fields, **changes})
 
 
 def make_ppo(config: PPOConfig, policy: ActorCritic | None = None) -> PPO:
     """PPO on the CPU in float32. policy: default `tiny_policy`, or an ActorCritic of obs_shape (8, 8, 3), 4 actions."""
-    return PPO(policy or tiny_policy(config.recurrent, derive_seed(config.seed, "weights")), config)
+    return PPO(policy or tiny_policy(config), config)
 
 
 def train(
@@ -190,19 +169,21 @@ def train(
     """Train PPO on a toy task (1707.06347, algorithm 1), on the CPU.
 
     prepare is called with the PPO object before the first update and may change it; policy: see make_ppo;
-    reward_scale, reward_noise: see LearningReward. Returns the policy and columns [updates]: "steps", "return_mean"
-    (the mean raw return of the episodes that ended in the update) and the metrics of PPO.update.
+    reward_scale, reward_noise: the agent learns from reward * scale + normal noise of this standard deviation.
+    Returns the policy and columns [updates]: "steps", "return_mean" (the mean raw return of the episodes that ended in
+    the update) and the metrics of PPO.update.
     """
-    ppo = make_ppo(config, policy)
+    ppo, rng = make_ppo(config, policy), np.random.default_rng(derive_seed(config.seed, "noise"))
     prepare(ppo)
-    env = ToyEnv(task, config.num_envs, derive_seed(config.seed, "train"))
-    env = LearningReward(env, reward_scale, reward_noise, derive_seed(config.seed, "noise"))
-    collector, rows = Collector(ppo, [env]), []
+    collector = Collector(ppo, [make_env(task, config.num_envs, derive_seed(config.seed, "train"))])
     length = config.sequence_length if config.recurrent else None
     storage = RolloutStorage(config.num_steps, config.num_envs, (SIZE, SIZE, 3), ppo.policy.state_size, length)
+    rows = []
     for update in range(1, config.num_updates + 1):
         collector.recent = deque()  # every episode of this update, not only the last 100
         last_value = collector.collect(storage)
+        noise = reward_noise * rng.standard_normal(storage.reward.shape)
+        storage.reward.copy_(torch.from_numpy(storage.reward.numpy() * reward_scale + noise))
         storage.compute_advantages(last_value, config.gamma, config.gae_lambda)
         metrics = ppo.update(storage)
         return_mean = np.mean([r for r, _ in collector.recent] or [np.nan])

@@ -1,7 +1,6 @@
 """Figures with sliders for the notebooks: levels of a game, advantages of an episode, the clipped objective.
 
 - Each explorer shows its figure at once and returns the sliders that redraw it: make it the last line of a cell.
-- Numbers come from ppo_lib's own functions, so that a widget always agrees with the training code.
 - Only widgets and options that ipywidgets 7.7 (Colab) and 8 share. Each works by keyboard and names its unit.
 """
 
@@ -9,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import lru_cache
 from typing import Any
@@ -33,29 +32,17 @@ PIXELS = 150  # side of one level's image in the gallery
 STYLE = {"description_width": "12em"}  # room for a name with its unit
 NARROW = {"layout": {"width": "23em", "max_width": "100%"}, "style": STYLE}  # two entries fit beside each other
 WIDE = {"layout": {"width": "40em", "max_width": "100%"}, "style": STYLE}
-LIVE = {  # fields that may change during training: name on the curve, slider
-    "learning_rate": ("lr", w.FloatLogSlider, {"min": -6, "max": -2, "step": 0.05}),
-    "clip_range": ("clip", w.FloatSlider, {"min": 0.01, "max": 0.5, "step": 0.01}),
-    "entropy_coef": ("entropy", w.FloatSlider, {"min": 0, "max": 0.1, "step": 0.001, "readout_format": ".3f"}),
-}
-LABELS = {  # of config fields, with their units
-    "num_levels": "training levels (0 = all)",
-    "recurrent": "recurrent (GRU)",
-    "learning_rate": "learning rate (Adam)",
-    "clip_range": "clip range (epsilon)",
-    "entropy_coef": "entropy coefficient",
-    "gamma": "gamma (per step)",
-    "gae_lambda": "lambda (0 to 1)",
-    "num_envs": "games in parallel",
-    "total_steps": "length of run (steps)",
-}
 
 
-class Picture:
-    """A PNG output of a cell that can be replaced from any thread, and is visible without a kernel."""
+class Controls(w.VBox):
+    """Widgets, and the picture that they draw: a PNG output of its own, which any thread can replace.
 
-    def __init__(self) -> None:
-        self.png = b""
+    A saved notebook has the picture, but no widgets: it shows `note` instead.
+    """
+
+    def __init__(self, children: list[w.Widget], note: str) -> None:
+        super().__init__(children)
+        self.png, self._note = b"", note
         self._handle: Any = None  # IPython's display handle; None where there is no notebook
         self._lock = threading.Lock()
 
@@ -63,24 +50,12 @@ class Picture:
         """Show this figure instead."""
         with self._lock:
             self.png = plots.figure_png(figure, dpi=110)
-            self.refresh()
+            if self._handle is not None:
+                self._handle.update(Image(self.png))
 
-    def show(self) -> None:
-        """Make the figure an output of the running cell."""
+    def show_picture(self) -> None:
+        """Make the picture an output of the running cell."""
         self._handle = display(Image(self.png), display_id=True)
-
-    def refresh(self) -> None:
-        """Send the figure again, so that the running cell counts as its source."""
-        if self._handle is not None:
-            self._handle.update(Image(self.png))
-
-
-class Controls(w.VBox):
-    """Widgets and the picture that they draw. A saved notebook, which has no widgets, shows `note` instead."""
-
-    def __init__(self, children: Sequence[w.Widget], picture: Picture, note: str) -> None:
-        super().__init__(list(children))
-        self.picture, self._note = picture, note
 
     def __repr__(self) -> str:
         return f"[{self._note}: run this cell to use them]"
@@ -88,18 +63,17 @@ class Controls(w.VBox):
 
 def interactive_picture(figure: Callable[[], Figure], sliders: list[w.Widget], note: str) -> Controls:
     """Show the figure, and draw it again whenever a slider moves."""
-    picture = Picture()
+    controls = Controls(sliders, note)
     for slider in sliders:
         slider.layout, slider.style = WIDE["layout"], WIDE["style"]
-        slider.observe(lambda _: picture.draw(figure()), "value")
-    picture.draw(figure())
-    picture.show()
-    return Controls(sliders, picture, note)
+        slider.observe(lambda _: controls.draw(figure()), "value")
+    controls.draw(figure())
+    controls.show_picture()
+    return controls
 
 
-def entry(name: str, value: object) -> w.Widget:
-    """The form's widget for a config field. Numbers are text, since a browser's number field cuts 1e6 to 1."""
-    label = LABELS.get(name, name)
+def entry(label: str, value: object) -> w.Widget:
+    """A form's widget for a config field. Numbers are text, since a browser's number field cuts 1e6 to 1."""
     if isinstance(value, bool):
         return w.Checkbox(value, description=label, indent=True, **NARROW)
     return w.Text(str(value), description=label, continuous_update=False, **NARROW)
@@ -111,14 +85,6 @@ def entered(field: w.Widget) -> object:
         with suppress(ValueError):
             return kind(field.value)
     return field.value
-
-
-def live_slider(name: str, value: float) -> w.Widget:
-    """The slider of one of LIVE."""
-    _, kind, options = LIVE[name]
-    slider = kind(description=LABELS[name], continuous_update=False, **options, **WIDE)
-    put(slider, value)
-    return slider
 
 
 def put(slider: w.Widget, value: float) -> None:
@@ -136,11 +102,10 @@ def level_gallery(config: PPOConfig, columns: int = 6, seeds: range | None = Non
     Raises UserError if a split has too few levels for a row, or does not have all of `seeds`.
     """
     count = min(config.train_levels[1], config.unseen_levels[1])
-    if not 1 <= columns <= count:
-        raise UserError(f"columns must be from 1 to {count}, the levels of each split, not {columns}.")
     seeds = range(min(count, 200)) if seeds is None else seeds
-    if not seeds or min(seeds) < 0 or max(seeds) >= count:
-        raise UserError(f"seeds must be at least one number from 0 to {count - 1}, not {seeds}.")
+    if not 1 <= columns <= count or not seeds or min(seeds) < 0 or max(seeds) >= count:
+        allowed = f"columns from 1 to {count}, and seeds from 0 to {count - 1}"
+        raise UserError(f"Each split has {count} levels: give {allowed}, not {columns} and {seeds}.")
     low, high = (min(end(seeds), count - columns) for end in (min, max))
     first = w.IntSlider(low, low, high, 1, description="first level (seed)")
     step = w.IntSlider(30, 0, 80, 10, description="time (game steps)")
@@ -177,13 +142,11 @@ def gae_explorer(
     reward, value: [T], of the game and of the network; done: [T], whether the step ended an episode;
     last_value: of the observation after the last step. gamma, gae_lambda: initial values, kept as a grey line.
     """
-    reward, value, done = (torch.as_tensor(np.asarray(x)).reshape(-1, 1) for x in (reward, value, done))
-    if not len(reward) == len(value) == len(done):
-        raise UserError("reward, value and done must have one entry per step each.")
-    paid, ends = reward[:, 0].numpy(), np.flatnonzero(done[:, 0].numpy())
+    reward, value, done = np.stack([np.ravel(column) for column in (reward, value, done)]).astype(np.float32)
+    recorded = [torch.from_numpy(column)[:, None] for column in (reward, value, done == 1)]  # [T, 1]
 
     def estimates(gamma: float, gae_lambda: float) -> tuple[torch.Tensor, torch.Tensor]:
-        return gae(reward.float(), value.float(), done.bool(), torch.tensor([last_value]), gamma, gae_lambda)
+        return gae(*recorded, torch.tensor([last_value]), gamma, gae_lambda)
 
     initial, initially = estimates(gamma, gae_lambda), f"at {gamma:g}, {gae_lambda:g}"
     gammas = w.FloatSlider(gamma, min=0.8, max=1, step=0.001, readout_format=".3f", description="gamma (per step)")
@@ -191,14 +154,14 @@ def gae_explorer(
 
     def figure() -> Figure:
         fig, axes = plots.new_figure(2, 1, height=4.2, sharex=True)
-        axes[0].vlines(np.flatnonzero(paid), 0, paid[paid != 0], color=YELLOW, lw=2, label="reward")
+        axes[0].vlines(np.flatnonzero(reward), 0, reward[reward != 0], color=YELLOW, lw=2, label="reward")
         axes[0].plot(value, color=GREEN, lw=1.2, label="value estimate")
         now = estimates(gammas.value, lambdas.value)
         lines = zip(axes[::-1], ("unseen", "train"), ("advantage", "return"), initial, now, strict=True)
         for axis, split, name, old, new in lines:
             axis.plot(old, color=plots.GREY, lw=1, ls=":", label=initially if name == "advantage" else None)
             axis.plot(new, color=plots.SPLIT_COLOR[split], lw=1.4, label=name)
-            for end in ends:
+            for end in np.flatnonzero(done):
                 axis.axvline(end + 0.5, color=plots.DARK, lw=1, ls="--")
         horizon = "no horizon" if gammas.value == 1 else f"horizon {1 / (1 - gammas.value):,.0f} steps"
         title = f"gamma {gammas.value:.3f} ({horizon}), lambda {lambdas.value:.2f}"
@@ -221,14 +184,12 @@ def clip_explorer(epsilon: float = 0.2) -> Controls:
             clipped = clipped_objective(ratio, sign, slider.value)
             axis.plot(ratio, ratio * sign, color=plots.GREY, lw=1, ls="--", label="unclipped: r A")
             axis.plot(ratio, clipped, color=plots.SPLIT_COLOR["train"], lw=2, label="clipped objective")
-            axis.fill_between(
-                ratio, -2, 2, clipped != ratio * sign, color=YELLOW, alpha=0.25, lw=0, label="no gradient"
-            )
+            cut = clipped != ratio * sign
+            axis.fill_between(ratio, -2, 2, cut, color=YELLOW, alpha=0.25, lw=0, label="no gradient")
             axis.plot([1], [sign], "o", color=plots.DARK, ms=5, label="before the update (r = 1)")
             title = f"A = {sign:+d}: {'better' if sign > 0 else 'worse'} than expected"
-            finish(
-                axis, "ratio r = new / old probability", "objective", title=title, ylim=sorted((-0.1 * sign, 2 * sign))
-            )
+            ylim = sorted((-0.1 * sign, 2 * sign))
+            finish(axis, "ratio r = new / old probability", "objective", title=title, ylim=ylim)
         plots.legend_above(fig, axes[0].get_legend_handles_labels()[0])
         return fig
 

@@ -1,7 +1,7 @@
 """The course's widgets in a real browser: JupyterLab in headless Chromium, with a student's clicks and keys.
 
-The explorers and a video run in one short notebook; the training panel runs in the cells of notebook 05 that it needs,
-in smoke mode, in a copy of the project. SHOTS=folder keeps the screenshots.
+One notebook, in a copy of the project and in smoke mode, has the explorers, a video, and the cells of notebook 05 that
+its training panel needs. SHOTS=folder keeps the screenshots.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import nbformat
@@ -75,27 +76,18 @@ def lab(project) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[playwright.Browser]:
-    """One Chromium for all tests."""
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def opened(project, lab, browser, request) -> Iterator[Callable[[list[str]], playwright.Page]]:
-    """A function that opens a notebook of these cells and runs them."""
-    pages = []
-
-    def open_notebook(cells: list[str]) -> playwright.Page:
-        path = project / "notebooks" / f"{request.node.name}.ipynb"
-        cells = [nbformat.v4.new_code_cell(source) for source in cells]
-        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL}), path)
-        page = browser.new_page(viewport={"width": 1100, "height": 1300})
+def page(project, lab) -> Iterator[playwright.Page]:
+    """The notebook, opened and run."""
+    notebook = project / "notebooks" / "browser.ipynb"
+    cells = [nbformat.v4.new_code_cell(source) for source in sources(project)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL}), notebook)
+    with (
+        playwright.sync_playwright() as driver,
+        closing(driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)) as chromium,
+    ):
+        page = chromium.new_page(viewport={"width": 1100, "height": 1300})
         page.set_default_timeout(PATIENCE)
-        pages.append(page)
-        page.goto(f"{lab}/lab/tree/notebooks/{path.name}?reset")
+        page.goto(f"{lab}/lab/tree/notebooks/{notebook.name}?reset")
         page.locator(".jp-Notebook .jp-Cell").first.wait_for()
         page.locator("#jp-main-statusbar").get_by_text("Idle").wait_for()
         page.get_by_role("menuitem", name="Run", exact=True).click()
@@ -104,22 +96,21 @@ def opened(project, lab, browser, request) -> Iterator[Callable[[list[str]], pla
         error = page.locator('[data-mime-type="application/vnd.jupyter.error"]')
         wait(lambda: ran.count() or error.count(), PATIENCE / 1000, "the cells did not end")
         assert not error.count(), error.first.inner_text()
-        return page
+        yield page
+        shot(page, "end.png")
 
-    yield open_notebook
-    for page in pages:
-        shot(page, f"{request.node.name}.png")
-        page.close()
+
+def sources(project: Path) -> list[str]:
+    """The cells: notebook 05's first ones, the explorers, and notebook 05's panel."""
+    [path] = (project / "notebooks").glob("05*.ipynb")
+    found = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    needed = ("import_module", "%matplotlib", "USE_DRIVE", "sizes =", ".show()")
+    *first, panel = (next(source for source in found if text in source) for text in needed)
+    return [*first, *EXPLORERS, panel]
 
 
 EXPLORERS = [
-    """
-import sys; sys.path.insert(0, "..")
-import numpy as np
-from ppo_lib import video
-from ppo_lib.config import PPOConfig
-from ppo_lib.course import widgets
-""",
+    "from ppo_lib.course import widgets",
     "widgets.level_gallery(PPOConfig(), columns=3)",
     "widgets.gae_explorer(np.eye(40)[30], np.full(40, 0.5), np.arange(40) == 30)",
     "widgets.clip_explorer()",
@@ -127,9 +118,8 @@ from ppo_lib.course import widgets
 ]
 
 
-def test_explorers_and_video(opened):
+def test_explorers_and_video(page):
     """Each slider redraws its picture in place, by keyboard; the video plays."""
-    page = opened(EXPLORERS)
     for name, key in (("first level", "ArrowRight"), ("time", "ArrowRight"), ("gamma", "ArrowLeft"),
                       ("lambda", "ArrowLeft"), ("epsilon", "ArrowLeft")):  # fmt: skip
         before = pictures(page)
@@ -144,24 +134,15 @@ def test_explorers_and_video(opened):
     assert video.evaluate("video => video.videoWidth") > 0 and video.get_attribute("poster")
 
 
-def test_training_panel(opened, project):
-    """Notebook 05: a bad value is explained; start, steer during training, pause, resume, stop."""
-    [path] = (project / "notebooks").glob("05*.ipynb")
-    sources = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    needed = ("import_module", "%matplotlib", "USE_DRIVE", "sizes =", ".show()")
-    page = opened([next(source for source in sources if text in source) for text in needed])
-    entry(page, "name of the run").fill("browser")
-    entry(page, "name of the run").press("Tab")
-    entry(page, "gamma").fill("1.5")
-    entry(page, "gamma").press("Tab")
+def test_training_panel(page, project):
+    """A bad value is explained; start, steer during training, pause, resume, stop."""
+    fill(page, "name of the run", "browser")
+    fill(page, "gamma", "1.5")
     page.get_by_role("alert").get_by_text("gamma must be at least 0 and at most 1, not 1.5").wait_for()
     assert press(page, "Start", click=False).is_disabled()
-    entry(page, "gamma").fill("0.99")
-    entry(page, "gamma").press("Tab")
-    entry(page, "games in parallel").fill("4")  # short updates
-    entry(page, "games in parallel").press("Tab")
-    entry(page, "length of run").fill("5e7")
-    entry(page, "length of run").press("Tab")
+    fill(page, "gamma", "0.99")
+    fill(page, "games in parallel", "4")  # short updates
+    fill(page, "length of run", "5e7")
     before = pictures(page)
     press(page, "Start")
     metrics = learning_rates(project.parent, "browser")
@@ -175,7 +156,7 @@ def test_training_panel(opened, project):
     page.locator(".jp-OutputArea-output img").last.scroll_into_view_if_needed()
     shot(page, "paused.png")
     held = len(metrics())
-    time.sleep(3)
+    time.sleep(1)
     assert len(metrics()) <= held + 1
     press(page, "Resume")
     wait(lambda: len(metrics()) > held + 1, 60, "it did not resume")
@@ -183,7 +164,7 @@ def test_training_panel(opened, project):
     page.get_by_role("status").filter(has_text="Not training").wait_for()
     stopped = len(metrics())
     assert press(page, "Continue", click=False).is_enabled()
-    time.sleep(2)
+    time.sleep(1)
     assert len(metrics()) == stopped
 
 
@@ -207,9 +188,11 @@ def slider(page: playwright.Page, name: str) -> playwright.Locator:
     return page.locator(".widget-slider").filter(has_text=name).get_by_role("slider").first
 
 
-def entry(page: playwright.Page, name: str) -> playwright.Locator:
-    """The form's input whose description begins with `name`."""
-    return page.locator(".widget-text").filter(has_text=name).locator("input").first
+def fill(page: playwright.Page, name: str, value: str) -> None:
+    """Type a value into the form's input whose description begins with `name`, and leave it."""
+    field = page.locator(".widget-text").filter(has_text=name).locator("input").first
+    field.fill(value)
+    field.press("Tab")
 
 
 def press(page: playwright.Page, name: str, click: bool = True) -> playwright.Locator:

@@ -38,7 +38,7 @@ def test_setup_tells_what_there_is(capsys, monkeypatch):
     monkeypatch.delenv("PPO_SMOKE", raising=False)
     project = colab.setup()
     said = capsys.readouterr().out
-    assert project.root == ROOT and project.results == ROOT / "results" and project.videos == ROOT / "videos"
+    assert project.root == ROOT and project.results == ROOT / "results"
     assert project.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
     for word in ("Python", f"torch    {torch.__version__}", "GPU", "procgen"):
         assert word in said
@@ -73,10 +73,12 @@ def test_colab_without_gpu_says_how_to_get_one(in_colab, capsys, monkeypatch):
     assert "in Colab" in said and "Runtime > Change runtime type > T4 GPU" in said
 
 
-def test_gpu_that_torch_cannot_use(monkeypatch):
+def test_gpu_that_torch_cannot_use(capsys, monkeypatch):
     """A driver without a fitting torch is a different problem from no GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi")
-    assert "none that this torch can use" in colab.describe_gpu(torch.device("cpu"))
+    colab.setup()
+    assert "none that this torch can use" in capsys.readouterr().out
 
 
 def test_colab_installs_the_game_once(in_colab, monkeypatch):
