@@ -1,7 +1,6 @@
 """Figures of one experiment (a run, or its seeds), and the style that all figures share.
 
-- Figures use matplotlib's object interface: no pyplot, no figures to close, safe in threads and notebooks.
-- Figures are made, drawn and saved under rcParams of their own: the user's matplotlib settings don't change them.
+- They use no pyplot, and rcParams of their own: safe in threads and notebooks, and unchanged by the user's settings.
 - Every mean has its 95% bootstrap interval, and the random agent's return beside it where that is known.
 - Colours are Okabe and Ito's, which colour-blind readers can distinguish: training levels blue, unseen orange-red.
 """
@@ -10,14 +9,14 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import matplotlib.figure
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image
 
 from ppo_lib.runs import SPLITS, Run, Runs, common_steps, load_runs, one_experiment
@@ -27,8 +26,7 @@ SPLIT_COLOR = {"train": "#0072B2", "unseen": "#D55E00"}
 SPLIT_NAME = {"train": "training levels", "unseen": "unseen levels"}
 RUN_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY, DARK = "#6b6b6b", "#222222"
-RETURN = "return (score of an episode)"
-STEPS = "training (game steps)"
+RETURN, STEPS = "return (score of an episode)", "training (game steps)"
 Curves = Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]  # split -> (steps, returns) per run
 
 _TICKS = {"labelsize": 8.5, "labelcolor": "black", "color": "#999999"}
@@ -42,22 +40,22 @@ _LOCK = threading.RLock()  # rcParams are global: threads that changed them in t
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """The rcParams of all figures, for a with block or, as a decorator, for a function."""
+    """The rcParams of all figures, as a context manager or a decorator."""
     with _LOCK, matplotlib.style.context(["default", _STYLE]):
         yield
 
 
-class _HouseFigure(Figure):
-    """A Figure whose parts made late, such as tick labels, have the house style as well, wherever it is shown."""
+class Figure(matplotlib.figure.Figure):
+    """matplotlib's, in the house style wherever it is shown: some of its parts, such as tick labels, are made late."""
 
-    draw = house_style()(Figure.draw)
-    savefig = house_style()(Figure.savefig)
+    draw = house_style()(matplotlib.figure.Figure.draw)
+    savefig = house_style()(matplotlib.figure.Figure.savefig)
 
 
 @house_style()
 def new_figure(rows: int, columns: int, height: float = 3.2, **options: Any) -> tuple[Figure, list[Axes]]:
     """A figure 5 inches (1,000 pixels) wide and its axes in reading order. options: see Figure.subplots."""
-    figure = _HouseFigure(figsize=(5, height), dpi=200, layout="constrained")
+    figure = Figure(figsize=(5, height), dpi=200, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options).ravel().tolist()
 
 
@@ -97,14 +95,13 @@ def run_color(index: int) -> str:
 
 @house_style()
 def legend_above(figure: Figure, handles: Sequence[Any]) -> None:
-    """One legend above the axes, where it hides no data, with each label once: in two columns, or in one on a taller
-    figure (long names)."""
-    handles = list({handle.get_label(): handle for handle in handles}.values())
-    long = max((len(str(handle.get_label())) for handle in handles), default=0) > 6.2 * figure.get_figwidth()
+    """One legend above the axes with each label once: in two columns, or one on a taller figure for long names."""
+    named = {handle.get_label(): handle for handle in handles}
+    long = max(map(len, named), default=0) > 6.2 * figure.get_figwidth()
     if long:
-        figure.set_figheight(figure.get_figheight() + 0.16 * (len(handles) // 2))
-    if handles:
-        figure.legend(handles=handles, ncols=1 if long else 2, loc="outside upper left", columnspacing=1.2)
+        figure.set_figheight(figure.get_figheight() + 0.16 * (len(named) // 2))
+    if named:
+        figure.legend(handles=named.values(), ncols=1 if long else 2, loc="outside upper left", columnspacing=1.2)
 
 
 @house_style()
@@ -121,43 +118,49 @@ def whisker(axis: Axes, x: float, mean: Estimate, color: str) -> None:
         axis.errorbar([x], [mean.value], yerr=error, color=color, lw=1.4, capsize=3, fmt="none")
 
 
+def draw_estimates(axis: Axes, points: Sequence[tuple[float, Estimate]], color: str, **line: Any) -> None:
+    """(x, estimate) pairs as a line with 95% intervals. line: see Axes.plot."""
+    axis.plot([x for x, _ in points], [mean.value for _, mean in points], color=color, ms=5, **line)
+    for x, mean in points:
+        whisker(axis, x, mean, color)
+
+
 def draw_experiment(panels: Mapping[str, Axes], runs: Sequence[Run], colors: Mapping[str, str], **line: Any) -> None:
     """Draw an experiment's learning curves on the axes and in the colour of each split: each run while training (raw
-    and faint, and its running mean), and the evaluations at common steps (mean of the runs, 95% interval)."""
+    and its running mean), and the evaluations at common steps (mean of the runs, 95% interval)."""
     for run in runs:
         steps, values = run.metrics.get("steps"), run.metrics.get("return_mean")
         if values is not None:
-            mean = running_mean(values, max(1, len(values) // 15))
-            panels["train"].plot(steps, values, color=colors["train"], lw=0.8, alpha=0.3)
-            panels["train"].plot(steps, mean, color=colors["train"], lw=1.5, label="while training", **line)
-    apart = (
-        0.005 * max(run.steps for run in runs) if panels["train"] is panels["unseen"] else 0
-    )  # so that both intervals of a step show
+            mean, color = running_mean(values, max(1, len(values) // 15)), colors["train"]
+            panels["train"].plot(steps, values, color=color, lw=0.8, alpha=0.3)
+            panels["train"].plot(steps, mean, color=color, lw=1.5, label="while training", **line)
+    apart = 0.005 * max(run.steps for run in runs) * (panels["train"] is panels["unseen"])  # so that intervals show
     for split, shift in (("train", -apart), ("unseen", apart)):
-        means = {}
+        means = []
         for steps in common_steps(runs, split):
             episodes = (run.evaluation.select(split, steps) for run in runs)
-            means[steps + shift] = estimate([e.returns for e in episodes if len(e)], resamples=2000)
-        style = dict(color=colors[split], lw=1.2, marker="o" if len(means) < 12 else None, ms=5, zorder=3, **line)
+            means.append((steps + shift, estimate([e.returns for e in episodes if len(e)], resamples=2000)))
+        style = dict(marker="o" if len(means) < 12 else None, lw=1.2, zorder=3, **line)
         style["label"] = f"evaluated on {SPLIT_NAME[split]}" if means else None
-        panels[split].plot(list(means), [mean.value for mean in means.values()], **style)
-        for x, mean in means.items():
-            whisker(panels[split], x, mean, colors[split])
+        draw_estimates(panels[split], means, colors[split], **style)
 
 
-def draw_known(axis: Axes, runs: Sequence[Run], reference: Curves | None = None) -> None:
-    """Draw what the runs are compared with: published runs (reference) up to the runs' last step, as the band from the
-    lowest to the highest, and the random agent's mean return, where it is known and the same for all runs."""
-    for split, curves in (reference or {}).items():
-        known, end = np.unique(np.concatenate([steps for steps, _ in curves])), max(run.steps for run in runs)
-        if known[0] <= end:
-            grid = np.append(known[known < end], min(end, known[-1]))
-            low, high = (pick([np.interp(grid, *curve) for curve in curves], axis=0) for pick in (np.min, np.max))
-            name = f"published, {SPLIT_NAME[split]}"
-            axis.fill_between(grid, low, high, color=SPLIT_COLOR[split], alpha=0.15, lw=0, label=name)
-    levels = {RANDOM_RETURN.get((run.config.env_name, run.config.distribution_mode)) for run in runs}
-    if len(levels) == 1 and (level := levels.pop()) is not None:
-        axis.axhline(level, color=GREY, lw=1, ls="--", label=f"random agent {level:g}", zorder=1)
+def draw_published(axis: Axes, runs: Sequence[Run], reference: Curves) -> None:
+    """Published runs, up to the last step of `runs`, as the band from the lowest to the highest on each split."""
+    for split, curves in reference.items():
+        known, end = np.concatenate([steps for steps, _ in curves]), max(run.steps for run in runs)
+        if min(known) <= end:
+            grid = np.unique(np.minimum(known, end))
+            returns = [np.interp(grid, *curve) for curve in curves]
+            style = dict(color=SPLIT_COLOR[split], alpha=0.15, lw=0, label=f"published, {SPLIT_NAME[split]}")
+            axis.fill_between(grid, np.min(returns, axis=0), np.max(returns, axis=0), **style)
+
+
+def draw_random(line: Callable[..., object], runs: Iterable[Run]) -> None:
+    """The random agent's mean return, if it is known and the same for all runs. line: an axes' axhline or axvline."""
+    known = {RANDOM_RETURN.get((run.config.env_name, run.config.distribution_mode)) for run in runs}
+    if len(known) == 1 and (level := known.pop()) is not None:
+        line(level, color=GREY, lw=1, ls="--", label=f"random agent {level:g}", zorder=1)
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -169,12 +172,12 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
 
 @house_style()
 def learning_curve(runs: Runs, reference: Curves | None = None) -> Figure:
-    """Return against training steps, of one run or of the seeds of one experiment (see draw_experiment), over
-    the band of published runs (reference)."""
+    """Return of one run, or of the seeds of one experiment, against training steps, over the band of published runs."""
     runs = one_experiment(runs)
     figure, [axis] = new_figure(1, 1)
     draw_experiment(dict.fromkeys(SPLITS, axis), runs, SPLIT_COLOR)
-    draw_known(axis, runs, reference)
+    draw_published(axis, runs, reference or {})
+    draw_random(axis.axhline, runs)
     label_axes(axis, STEPS, RETURN)
     axis.set(xlim=(0, 1.03 * max(1, *(run.steps for run in runs))), ylim=(min(0, axis.get_ylim()[0]), None))
     legend_above(figure, axis.get_legend_handles_labels()[0])
@@ -183,21 +186,20 @@ def learning_curve(runs: Runs, reference: Curves | None = None) -> Figure:
 
 @house_style()
 def train_vs_unseen(runs: Runs) -> Figure:
-    """Mean return on training and on unseen levels, 95% intervals, and the gap: of one run, or of the seeds of one
-    experiment in the last evaluation that all of them have."""
+    """Mean returns, 95% intervals, and the gap, in the last evaluation that all runs (seeds of one experiment) have."""
     runs = one_experiment(runs)
     figure, [axis] = new_figure(1, 1)
-    last, returns = max(common_steps(runs), default=0), {}
+    last, returns = max(common_steps(runs), default=0), []
     for place, split in enumerate(SPLITS if last else ()):
-        returns[split] = [e.returns for run in runs if len(e := run.evaluation.select(split, last))]
-        mean = estimate(returns[split])
-        high = np.fmax(mean.value, mean.high)
+        returns.append([e.returns for run in runs if len(e := run.evaluation.select(split, last))])
+        mean = estimate(returns[-1])
         axis.bar(place, mean.value, width=0.5, color=SPLIT_COLOR[split], alpha=0.85)
         whisker(axis, place, mean, DARK)
-        note(axis, f"{mean.value:.1f}", place, high, up=4, ha="center", fontsize=10, fontweight="bold")
+        large = dict(fontsize=10, fontweight="bold", ha="center")
+        note(axis, f"{mean.value:.1f}", place, np.fmax(mean.value, mean.high), up=4, **large)
     if last:
-        axis.set_title(f"gap {generalization_gap(*returns.values())}", fontsize=9)
-    draw_known(axis, runs)
+        axis.set_title(f"gap {generalization_gap(*returns)}", fontsize=9)
+    draw_random(axis.axhline, runs)
     label_axes(axis, "levels that the agent plays", RETURN)
     axis.set(xlim=(-0.6, 1.6), ylim=(min(0, axis.get_ylim()[0]), 1.12 * max(1, axis.get_ylim()[1])))
     axis.set_xticks([0, 1], [SPLIT_NAME[split] for split in SPLITS])
@@ -243,8 +245,7 @@ def diagnostics(run: Runs) -> Figure:
             axis.plot(run.metrics["steps"], run.metrics[column], color=SPLIT_COLOR["train"], lw=1.2)
         label_axes(axis, STEPS if axis in axes[-2:] else "", name, size=8.5)
         axis.locator_params(nbins=4)
-    entropy, place = axes[2], dict(transform=axes[2].get_yaxis_transform(), ha="right", va="top")
-    entropy.axhline(np.log(15), color=GREY, lw=1, ls="--")
-    entropy.text(0.98, np.log(15), "log 15: uniform", fontsize=7, color=GREY, **place)
+    axes[2].axhline(np.log(15), color=GREY, lw=1, ls="--")
+    note(axes[2], "log 15: uniform", run.steps, np.log(15), up=-1, ha="right", va="top", fontsize=7, color=GREY)
     axes[-1].set_ylim(top=1)
     return figure

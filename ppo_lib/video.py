@@ -1,6 +1,6 @@
 """Videos of a policy: training levels beside unseen levels, with its value estimate and action probabilities.
 
-- A panel shows the value and the probabilities with which the highlighted action was chosen in the frame beside it.
+- A panel shows the value and the probabilities with which the highlighted action was chosen in the image beside it.
 - Every game runs in an environment of its own, so that an ended episode can stand still while the others continue.
 - Videos are H.264 mp4, which every browser plays, written by imageio with the ffmpeg of imageio-ffmpeg.
 """
@@ -10,12 +10,11 @@ from __future__ import annotations
 import base64
 import io
 import math
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import lru_cache
-from itertools import islice, repeat
+from itertools import chain, islice, repeat, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,24 +25,22 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import Module
 
-from ppo_lib.checkpoint import write_error
 from ppo_lib.config import PPOConfig, UserError, derive_seed
 from ppo_lib.envs import make_env
-from ppo_lib.plots import SPLIT_COLOR
+from ppo_lib.plots import SPLIT_COLOR, SPLIT_NAME
 from ppo_lib.rollout import PlayedStep, Player
 from ppo_lib.runs import SPLITS
 
 FPS = 15  # game steps per second, Procgen's own speed
 # The keys behind Procgen's 15 actions, in their order (the game's own combination table).
 _MOVES = ("LEFT+DOWN", "LEFT", "LEFT+UP", "DOWN", "noop", "UP", "RIGHT+DOWN", "RIGHT", "RIGHT+UP")
-ACTION_NAMES = (*_MOVES, "D", "A", "W", "S", "Q", "E")
+ACTION_NAMES = (*_MOVES, *"DAWSQE")
 # In StarPilot the last six fire without moving: A backwards, the five others forwards, all alike.
-_STARPILOT_KEYS = {"D": "D fire", "A": "A fire back", "W": "W fire", "S": "S fire", "Q": "Q fire", "E": "E fire"}
+_STARPILOT_NAMES = (*_MOVES, "D fire", "A fire back", "W fire", "S fire", "Q fire", "E fire")
 _GAME, _PANEL, _HEADER, _GAP = 512, 224, 40, 8  # pixels: a game's side, a panel's width, a header's height, between
 _LEFT, _RIGHT, _BAR = _GAME + 12, _GAME + 212, _GAME + 106  # of a panel's content, and of its bars
 _BRIGHT = {"train": "#56B4E9", "unseen": "#E69F00"}  # lighter shades of the splits' colours, for a dark panel
 _TEXT, _DIM = "#f2f2f2", "#9aa3ad"
-Shots = Sequence[tuple[str, int | None]]  # split, and one level's seed or None for levels drawn from the split
 
 
 class Moment(NamedTuple):
@@ -69,32 +66,26 @@ class Recording(NamedTuple):
 
 
 def record_video(
-    policy: Module,
-    config: PPOConfig,
-    path: str | Path,
-    *,
-    levels: int = 4,
-    shots: Shots = (),
-    seed: int = 0,
-    **end: Any,
-) -> Path:
+    policy: Module, config: PPOConfig, path: str | Path, *,
+    levels: int = 4, shots: Sequence[tuple[str, int | None]] = (), seed: int = 0, **end: Any
+) -> Path:  # fmt: skip
     """Record a policy on `levels` games at once, half on training levels (left), half on unseen levels (right), as mp4;
     returns its path. Raises UserError for levels that aren't part of their split.
 
     policy: policy(obs, state, episode_start) -> logits, value, state (an ActorCritic, or any module of that form)
-    shots: the games one by one instead: ("train", None) draws levels, ("unseen", 4711) plays that level
+    shots: (split, level's seed) of each game instead: ("train", None) draws levels, ("unseen", 4711) plays that level
     end: max_seconds (20), max_bytes (1,000,000), once (every game plays one episode; the video ends with the longest)
     """
     if not shots and (levels < 2 or levels % 2):
         raise UserError(f"levels must be even, half for training and half for unseen levels, not {levels}.")
-    known = f"Training levels ({config.num_levels or 'unlimited'})"
-    columns = [("train", known, []), ("unseen", "Unseen levels: never in training", [])]
+    headers = (f"Training levels ({config.num_levels or 'unlimited'})", "Unseen levels: never in training")
+    games = {split: [] for split in SPLITS}
     for index, (split, level) in enumerate(shots or [(split, None) for split in SPLITS for _ in range(levels // 2)]):
-        if split not in SPLITS:
+        if split not in games:
             raise UserError(f"A shot's split is 'train' or 'unseen', not {split!r}.")
-        game = moments_of(policy, config, split, level, seed=derive_seed(seed, index))
-        columns[SPLITS.index(split)][2].append(game)
-    return _write_games([column for column in columns if column[2]], config.env_name, path, **end)
+        games[split].append(moments_of(policy, config, split, level, seed=derive_seed(seed, index)))
+    columns = [(split, header, games[split]) for split, header in zip(SPLITS, headers, strict=True) if games[split]]
+    return _write_games(columns, config.env_name, path, **end)
 
 
 def record_comparison(
@@ -122,8 +113,8 @@ def record_episode(
     with closing(moments_of(policy, config, split, **game)) as moments:
         for frame, played, probabilities, _, values in islice(moments, max_steps):
             image = np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BILINEAR))
-            step = played.action[0], played.reward[0], np.float32(values[-1]), probabilities, played.done[0]
-            rows.append((image, *step))
+            value = np.float32(values[-1])
+            rows.append((image, played.action[0], played.reward[0], value, probabilities, played.done[0]))
             if played.done[0]:
                 break
     return Recording(*map(np.stack, zip(*rows, strict=True)), level_seed=int(played.level_seed[0]))
@@ -132,7 +123,7 @@ def record_episode(
 def moments_of(
     policy: Module, config: PPOConfig, split: str, level: int | None = None, *, seed: int = 0, greedy: bool = False
 ) -> Iterator[Moment]:
-    """Play one game forever, a step each time; close the iterator to end the game.
+    """Play one game forever, a step each time; close the iterator to end it.
     level: its seed (default: drawn from the split for each episode); seed: of these levels and of the actions."""
     levels, env_seed = None if level is None else (level, 1), derive_seed(config.seed, "video", split, seed)
     with closing(make_env(config, split, num_envs=1, seed=env_seed, levels=levels, render=True)) as env:
@@ -150,18 +141,15 @@ def _write_games(
     once: bool = False, max_seconds: float = 20, **limit: int
 ) -> Path:  # fmt: skip
     """The video of columns (split, header, games), each with as many games."""
-    if max_seconds <= 0:
-        raise UserError(f"max_seconds must be above 0, not {max_seconds}.")
 
-    def tiles(moments: Iterator[Moment], split: str) -> Iterator[tuple[Image.Image, bool]]:
-        """A game's tiles, and whether it is over: an ended episode stands still for a second, or (once) to the end."""
-        panel = draw_panel(split, env_name)
+    def tiles(moments: Iterator[Moment], split: str) -> Iterator[Image.Image]:
+        """A game's tiles. An ended episode stands still for a second; then the next begins, or (once) the tiles end."""
         for moment in moments:
-            yield draw_tile(panel, moment, split, env_name), False
+            yield draw_tile(moment, split, env_name)
             if moment.played.done[0]:
-                ended = draw_tile(panel, moment, split, env_name, over=True)
-                yield from repeat((ended, False), FPS)
-                yield from repeat((ended, True)) if once else ()
+                yield from repeat(draw_tile(moment, split, env_name, over=True), FPS)
+                if once:
+                    return
 
     def sheets() -> Iterator[np.ndarray]:
         width, height, rows = _GAME + _PANEL + _GAP, _GAME + _GAP, max(len(games) for *_, games in columns)
@@ -171,144 +159,108 @@ def _write_games(
             draw.rectangle((x, 0, x + _GAME + _PANEL - 1, _HEADER - 1), fill=SPLIT_COLOR[split])
             draw.text((x + 14, 20), header, "white", font(20, bold=True), "lm")
             playing |= {(x, _HEADER + y * height): tiles(moments, split) for y, moments in enumerate(games)}
-        for shown in islice(zip(*playing.values(), strict=True), int(max_seconds * FPS)):
-            if all(over for _, over in shown):
-                break
-            for place, (tile, _) in zip(playing, shown, strict=True):
-                sheet.paste(tile, place)
+        for shown in zip_longest(*playing.values()):
+            for place, tile in zip(playing, shown, strict=True):
+                if tile is not None:  # a game that is over keeps its last tile
+                    sheet.paste(tile, place)
             yield np.asarray(sheet)
 
-    return write_video(sheets(), path, **limit)
+    return write_video(islice(sheets(), max(0, int(max_seconds * FPS))), path, **limit)
 
 
 def action_labels(env_name: str) -> tuple[str, ...]:
     """A name for each action: the keys, and what they do where that is known (StarPilot)."""
-    return tuple(_STARPILOT_KEYS.get(name, name) if env_name == "starpilot" else name for name in ACTION_NAMES)
+    return _STARPILOT_NAMES if env_name == "starpilot" else ACTION_NAMES
 
 
 @lru_cache(maxsize=16)
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which comes with matplotlib, `size` pixels high."""
-    folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
-    return ImageFont.truetype(str(folder / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")), size)
+    name = f"DejaVuSans{'-Bold' if bold else ''}.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", name)), size)
 
 
-def draw_panel(split: str, env_name: str) -> Image.Image:
-    """What is the same in all tiles of a game, 736 x 512 pixels: a panel, with room for the game at its left."""
-    panel = Image.new("RGB", (_GAME + _PANEL, _GAME), "#15181d")
-    draw = ImageDraw.Draw(panel)
-    draw.rectangle((_GAME, 0, _GAME + 5, _GAME), fill=SPLIT_COLOR[split])
-    draw.rectangle((_LEFT, 140, _RIGHT, 190), outline="#2b3138")
-    name = "training level" if split == "train" else "unseen level"
-    draw.text((_LEFT, 10), name, _BRIGHT[split], font(16, bold=True))
-    draw.text((_RIGHT, 64), "return", _DIM, font(13), "ra")
-    for y, text in ((120, "value estimate"), (198, "action probabilities")):
-        draw.text((_LEFT, y), text, _DIM, font(13))
-    for index, label in enumerate(action_labels(env_name)):
-        draw.text((_LEFT, 218 + 19 * index), label, _DIM, font(12))
-        draw.rectangle((_BAR, 220 + 19 * index, _BAR + 106, 232 + 19 * index), fill="#20252b")
-    return panel
-
-
-def draw_tile(panel: Image.Image, moment: Moment, split: str, env_name: str, over: bool = False) -> Image.Image:
-    """A game's frame and its panel; over: a dark frame with the ended episode's return."""
-    tile, values, played = panel.copy(), moment.values, moment.played
-    tile.paste(Image.fromarray(moment.frame // 3 if over else moment.frame))
-    draw, accent, middle = ImageDraw.Draw(tile), _BRIGHT[split], _GAME // 2
+def draw_tile(moment: Moment, split: str, env_name: str, over: bool = False) -> Image.Image:
+    """A game's frame and its panel, 736 x 512 pixels; over: a dark frame with the ended episode's return."""
+    values, played, accent = moment.values, moment.played, _BRIGHT[split]
     score = moment.score + float(played.reward[0]) * over
+    tile = Image.new("RGB", (_GAME + _PANEL, _GAME), "#15181d")
+    tile.paste(Image.fromarray(moment.frame // 3 if over else moment.frame))
+    draw = ImageDraw.Draw(tile)
+    draw.rectangle((_GAME, 0, _GAME + 5, _GAME), fill=SPLIT_COLOR[split])
+    draw.text((_LEFT, 10), SPLIT_NAME[split].removesuffix("s"), accent, font(16, bold=True))
     draw.text((_LEFT, 34), f"level {played.level_seed[0]}", _TEXT, font(15))
     draw.text((_LEFT, 64), f"{score:g}", _TEXT, font(34, bold=True))
+    draw.text((_RIGHT, 64), "return", _DIM, font(13), "ra")
     draw.text((_RIGHT, 84), f"step {len(values) - 1}", _DIM, font(15), "ra")
+    draw.text((_LEFT, 120), "value estimate", _DIM, font(13))
     draw.text((_RIGHT, 118), f"{values[-1]:.2f}", _TEXT, font(15, bold=True), "ra")
+    draw.rectangle((_LEFT, 140, _RIGHT, 190), outline="#2b3138")
     low, scale = min(values), 46 / (max(values) - min(values) or 1)
     draw.line([(_LEFT + x, 188 - (v - low) * scale) for x, v in enumerate(values[-200:])], fill=accent, width=2)
-    for index, probability in enumerate(moment.probabilities):
-        taken, end = index == played.action[0], _BAR + max(1, round(106 * float(probability)))
-        draw.rectangle((_BAR, 220 + 19 * index, end, 232 + 19 * index), fill=accent if taken else "#66717d")
-        if taken:
-            draw.text((_LEFT, 218 + 19 * index), action_labels(env_name)[index], "white", font(12))
+    draw.text((_LEFT, 198), "action probabilities", _DIM, font(13))
+    for index, (label, probability) in enumerate(zip(action_labels(env_name), moment.probabilities, strict=True)):
+        taken, y = index == played.action[0], 220 + 19 * index
+        draw.text((_LEFT, y - 2), label, "white" if taken else _DIM, font(12))
+        draw.rectangle((_BAR, y, _BAR + 106, y + 12), fill="#20252b")
+        length = max(1, round(106 * float(probability)))
+        draw.rectangle((_BAR, y, _BAR + length, y + 12), fill=accent if taken else "#66717d")
     if over:
-        draw.text((middle, middle - 26), "episode over", _TEXT, font(26), "mm")
-        draw.text((middle, middle + 20), f"return {score:g}", accent, font(42, bold=True), "mm")
+        draw.text((_GAME // 2, _GAME // 2 - 26), "episode over", _TEXT, font(26), "mm")
+        draw.text((_GAME // 2, _GAME // 2 + 20), f"return {score:g}", accent, font(42, bold=True), "mm")
     return tile
 
 
-def write_video(
-    frames: Iterable[np.ndarray], path: str | Path, *, fps: float = FPS, max_bytes: int = 1_000_000, crf: int = 26
-) -> Path:
-    """Encode frames [H, W, 3] (uint8, H and W even, all alike) as H.264 mp4 of at most max_bytes; returns its path.
+def write_video(frames: Iterable[np.ndarray], path: str | Path, *, max_bytes: int = 1_000_000) -> Path:
+    """Encode frames [H, W, 3] (uint8, at least one) as H.264 mp4 of at most max_bytes; returns its path. H.264 needs
+    even sides: odd ones are scaled up by a pixel. The file appears only when it is complete.
 
-    crf: the quality to start from (lower is better); a video too large is encoded again, coarser. The file appears only
-    when it is complete. Raises UserError for frames that don't fit, a file that can't be written or gets too large.
+    Raises ValueError for frames of several sizes, UserError for a file that can't be written or gets too large.
     """
-    path = Path(path)
+    path, crf = Path(path), 26  # the quality to start from; higher is coarser
     if path.suffix != ".mp4":
         raise UserError(f"A video is an .mp4 file: write to {path.with_suffix('.mp4')} instead of {path}.")
+    if (first := next(frames := iter(frames), None)) is None:
+        raise UserError("A video needs at least one frame.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".video") as folder:
             master, draft = Path(folder, "master.mkv"), Path(folder, "draft.mp4")
-            _encode(_checked(frames), master, fps, crf=8, preset="ultrafast")  # nearly lossless
-            while (size := _encode(iio.imiter(master, plugin="FFMPEG"), draft, fps, crf, "veryfast")) > max_bytes:
+            _encode(chain([first], frames), master, crf=8, preset="ultrafast")  # nearly lossless
+            while (size := _encode(iio.imiter(master, plugin="FFMPEG"), draft, crf, "veryfast")) > max_bytes:
                 if crf == 51:  # the coarsest that H.264 has
                     raise UserError(f"The video needs {size:,} bytes, more than {max_bytes:,}: make it shorter.")
                 crf = min(51, crf + math.ceil(6 * math.log2(size / max_bytes)))  # six steps halve the size, roughly
             draft.replace(path)
     except OSError as error:
-        raise write_error(error, path) from None
+        raise UserError(f"{path} could not be written: {error}.") from None
     return path
 
 
-def _checked(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """The frames, as long as H.264 can encode them together."""
-    sizes: list[tuple[int, ...]] = []
-    for frame in frames:
-        sizes.append(frame.shape[:2])
-        if sizes[-1] != sizes[0] or sizes[0][0] % 2 or sizes[0][1] % 2:
-            raise UserError(f"Frames of a video need one even height and width: {sizes[-1]} after {sizes[0]}.")
-        yield frame
-    if not sizes:
-        raise UserError("A video needs at least one frame.")
-
-
-def _encode(frames: Iterable[np.ndarray], path: Path, fps: float, crf: int, preset: str) -> int:
+def _encode(frames: Iterable[np.ndarray], path: Path, crf: int, preset: str) -> int:
     """Encode frames by x264; returns the size in bytes. Raises UserError or OSError with the cause if ffmpeg stops."""
     flags = ["-preset", preset, "-crf", str(crf), "-movflags", "+faststart"]  # plays before all of it is loaded
     options = dict(codec="libx264", quality=None, output_params=flags, macro_block_size=2, ffmpeg_log_level="quiet")
-    executable = _find_ffmpeg()
     try:
-        iio.imwrite(path, frames, plugin="FFMPEG", is_batch=True, fps=fps, **options)
+        iio.imwrite(path, frames, plugin="FFMPEG", is_batch=True, fps=FPS, **options)
         if iio.immeta(path, plugin="FFMPEG")["duration"] > 0:
             return path.stat().st_size
     except OSError:  # imageio knows that ffmpeg stopped, not why
         pass
     Path(path.parent, "space").write_bytes(bytes(2**20))  # meets what ffmpeg met, such as a full disk
-    raise UserError(f"{executable} can't write H.264: run `pip install -U imageio-ffmpeg`, unset IMAGEIO_FFMPEG_EXE.")
-
-
-def _find_ffmpeg() -> str:
-    """The path of ffmpeg; UserError if there is none."""
-    with suppress(RuntimeError):  # imageio-ffmpeg has none for this machine
-        if found := shutil.which(imageio_ffmpeg.get_ffmpeg_exe()):
-            return found
-    raise UserError("There is no ffmpeg: run `pip install -U imageio-ffmpeg`, and unset IMAGEIO_FFMPEG_EXE.")
-
-
-def probe_video(video: str | Path) -> dict[str, Any]:
-    """codec, pix_fmt, size (W, H), fps, duration (s) and more of a video; UserError if ffmpeg can't read it."""
-    _find_ffmpeg()
-    try:
-        facts = iio.immeta(video, plugin="FFMPEG")
-    except (OSError, IndexError, ValueError):
-        raise UserError(f"{video} is absent or not a video: make it with `python -m ppo_lib video RUN`.") from None
-    return {**facts, "pix_fmt": facts["pix_fmt"].split("(")[0]}
+    found = imageio_ffmpeg.get_ffmpeg_exe()
+    raise UserError(f"{found} can't write H.264: run `pip install -U imageio-ffmpeg`, and unset IMAGEIO_FFMPEG_EXE.")
 
 
 def video_tag(video: str | Path) -> str:
     """An HTML <video> that holds the whole video and a still image from 40% of its length, which is shown instead where
-    a page shows no video, as in GitHub's view of notebooks."""
-    facts, still = probe_video(video), io.BytesIO()
-    image = Image.fromarray(iio.imread(video, index=int(0.4 * facts["duration"] * facts["fps"]), plugin="FFMPEG"))
+    a page shows no video, as in GitHub's view of notebooks. Raises UserError if ffmpeg can't read the video."""
+    try:
+        facts = iio.immeta(video, plugin="FFMPEG")
+        frame = iio.imread(video, index=int(0.4 * facts["duration"] * facts["fps"]), plugin="FFMPEG")
+    except (OSError, IndexError, ValueError, RuntimeError):
+        raise UserError(f"{video} can't be read as a video: make it with `python -m ppo_lib video RUN`.") from None
+    image, still = Image.fromarray(frame), io.BytesIO()
     image.thumbnail((960, 10_000))
     image.save(still, "WEBP", quality=60)
     data, picture = (base64.b64encode(content).decode() for content in (Path(video).read_bytes(), still.getvalue()))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import imageio.v3 as iio
 import imageio_ffmpeg
 import numpy as np
 import pytest
@@ -57,8 +58,8 @@ def moment(step: int = 0, done: bool = False, probabilities: np.ndarray | None =
 
 def test_write_video_is_h264_for_browsers(tmp_path: Path) -> None:
     path = video.write_video(noise(30), tmp_path / "new" / "a.mp4")
-    facts = video.probe_video(path)
-    assert facts["codec"] == "h264" and facts["pix_fmt"] == "yuv420p"
+    facts = iio.immeta(path, plugin="FFMPEG")
+    assert facts["codec"] == "h264" and facts["pix_fmt"].startswith("yuv420p")
     assert facts["size"] == (96, 64) and facts["fps"] == 15 and facts["duration"] == 2.0
     assert imageio_ffmpeg.count_frames_and_secs(str(path)) == (30, pytest.approx(2.0, abs=0.01))
     data = path.read_bytes()
@@ -78,33 +79,30 @@ def test_write_video_fits_its_limit(tmp_path: Path) -> None:
 
 def test_frames_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     """Also those of a second size, which were once dropped in silence."""
-    for frames, message in (
-        (noise(2, 63), "even"),
-        ([*noise(2), *noise(2, 32, 48)], r"\(32, 48\) after \(64, 96\)"),
-        (iter(()), "at least one frame"),
-    ):
-        with pytest.raises(UserError, match=message):
-            video.write_video(frames, tmp_path / "a.mp4")
+    with pytest.raises(ValueError, match="same size"):
+        video.write_video([*noise(2), *noise(2, 32, 48)], tmp_path / "a.mp4")
+    with pytest.raises(UserError, match="at least one frame"):
+        video.write_video(iter(()), tmp_path / "a.mp4")
     assert list(tmp_path.iterdir()) == []
+    assert iio.immeta(video.write_video(noise(2, 63), tmp_path / "a.mp4"), plugin="FFMPEG")["size"] == (96, 64)
 
 
 def test_errors_name_their_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"a\.mp4"):
         video.write_video(noise(2), tmp_path / "a.avi")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="another folder"):
+    with pytest.raises(UserError, match=r"File exists: .*/file") as error:
         video.write_video(noise(2), tmp_path / "file" / "a.mp4")
+    assert "--results" not in str(error.value)  # a flag of the command line, which the caller may not use
     (tmp_path / "text.mp4").write_text("no video")
     for name in ("text.mp4", "absent.mp4"):
         with pytest.raises(UserError, match="make it with"):
             video.video_tag(tmp_path / name)
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "absent"))
-    for call in (
-        lambda: video.write_video(noise(2), tmp_path / "a.mp4"),
-        lambda: video.probe_video(tmp_path / "a.mp4"),
-    ):
-        with pytest.raises(UserError, match="no ffmpeg"):
-            call()
+    with pytest.raises(UserError, match=r"absent can't write.*pip install"):
+        video.write_video(noise(2), tmp_path / "a.mp4")
+    with pytest.raises(UserError, match="can't be read"):
+        video.video_tag(tmp_path / "text.mp4")
     script = tmp_path / "broken"
     script.write_text("#!/bin/sh\nexit 1\n")
     script.chmod(0o755)
@@ -128,7 +126,7 @@ def test_a_disk_without_room_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(UserError, match="disk is full"):
+    with pytest.raises(UserError, match="No space left"):
         video.write_video(noise(2), tmp_path / "a.mp4")
 
 
@@ -139,13 +137,13 @@ def test_tag_holds_video_and_still(tmp_path: Path) -> None:
     assert base64.b64decode(embedded[1]) == path.read_bytes()
     poster, image = re.findall(r'(?:poster|<img src)="data:image/webp;base64,([^"]+)"', tag)
     still = Image.open(io.BytesIO(base64.b64decode(poster)))
-    assert poster == image and still.size == video.probe_video(path)["size"] and "http" not in tag
+    assert poster == image and still.size == (96, 64) and "http" not in tag
 
 
 def test_video_of_the_real_game(tmp_path: Path) -> None:
     path = video.record_video(Biased(), PPOConfig(), tmp_path / "run.mp4", levels=2, max_seconds=1)
-    facts = video.probe_video(path)
-    assert facts["codec"] == "h264" and tuple(facts["size"]) == (1480, 552)
+    facts = iio.immeta(path, plugin="FFMPEG")
+    assert facts["codec"] == "h264" and facts["size"] == (1480, 552)
     assert imageio_ffmpeg.count_frames_and_secs(str(path))[0] == 15
     assert path.stat().st_size < 1_000_000
     for wrong in ({"levels": 3}, {"max_seconds": 0}, {"shots": [("test", None)]}, {"shots": [("unseen", 3)]}):
@@ -162,7 +160,7 @@ def test_video_of_several_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     configs = [PPOConfig(num_levels=10), PPOConfig(num_levels=0)]
     players = [(f"agent {i}", Biased(), config) for i, config in enumerate(configs)]
     path = video.record_comparison(players, tmp_path / "beside.mp4", rows=2, max_seconds=1)
-    assert tuple(video.probe_video(path)["size"]) == (1480, 1072)
+    assert iio.immeta(path, plugin="FFMPEG")["size"] == (1480, 1072)
     assert [count for count, _ in played] == [10, 10, 0, 0]
     shots = [shot for _, shot in played]
     assert shots[:2] == shots[2:] and len(set(shots)) == 2
@@ -223,8 +221,7 @@ def test_ended_episode_stands_still(once: bool, tmp_path: Path, monkeypatch: pyt
 
 
 def test_tiles_light_the_action_taken() -> None:
-    panel = video.draw_panel("unseen", "starpilot")
-    tiles = [video.draw_tile(panel, moment(probabilities=p), "unseen", "starpilot") for p in (np.eye(15)[3], None)]
+    tiles = [video.draw_tile(moment(probabilities=p), "unseen", "starpilot") for p in (np.eye(15)[3], None)]
     certain, uniform = (np.asarray(tile) for tile in tiles)
     assert certain.shape == (512, 736, 3) and certain.dtype == np.uint8
     bar = np.s_[218 + 3 * 19 + 8, 512 + 200]

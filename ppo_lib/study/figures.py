@@ -8,30 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ppo_lib.plots import (
-    DARK,
-    GREY,
-    RETURN,
-    RUN_COLORS,
-    SPLIT_COLOR,
-    SPLIT_NAME,
-    STEPS,
-    Curves,
-    draw_experiment,
-    draw_known,
-    house_style,
-    label_axes,
-    legend_above,
-    new_figure,
-    run_color,
-    whisker,
-)
+from ppo_lib import plots
+from ppo_lib.plots import DARK, GREY, RETURN, SPLIT_COLOR, SPLIT_NAME, Curves, Figure, house_style, label_axes
 from ppo_lib.runs import SPLITS, Run, Runs, load_runs
-from ppo_lib.stats import RANDOM_RETURN, Estimate
 from ppo_lib.study.groups import experiments, group_families, summarize_experiment
 
 Groups = Mapping[str, Sequence[Run]]  # label -> the runs of one experiment
@@ -44,29 +25,26 @@ def compare_learning_curves(groups: Groups, reference: Curves | None = None) -> 
     reference: the curves of published runs, drawn as the band from the lowest to the highest on each split.
     """
     runs = [run for group in groups.values() for run in group]
-    figure, axes = new_figure(1, 2, sharey=True)
+    figure, axes = plots.new_figure(1, 2, sharey=True)
     panels = dict(zip(SPLITS, axes, strict=True))
     handles = []
     for index, (label, group) in enumerate(groups.items()):
-        color, line = run_color(index), run_line(index)
-        draw_experiment(panels, group, dict.fromkeys(SPLITS, color), ls=line)
+        color = plots.run_color(index)
+        line = ("-", "--", ":", "-.")[index // len(plots.RUN_COLORS) % 4]  # distinguishes those of the same colour
+        plots.draw_experiment(panels, group, dict.fromkeys(SPLITS, color), ls=line)
         handles.append(Line2D([], [], label=label, color=color, ls=line, marker="o", ms=5))
     for split, axis in panels.items():
         before = len(axis.get_legend_handles_labels()[0])  # the experiments have handles of their own
-        draw_known(axis, runs, {split: reference[split]} if reference and split in reference else None)
+        plots.draw_published(axis, runs, {split: reference[split]} if reference and split in reference else {})
+        plots.draw_random(axis.axhline, runs)
         handles += axis.get_legend_handles_labels()[0][before:]
-        label_axes(axis, STEPS, RETURN if split == "train" else "")
+        label_axes(axis, plots.STEPS, RETURN if split == "train" else "")
         axis.set_xlim(0, 1.03 * max(1, *(run.steps for run in runs)))
         axis.set_title(SPLIT_NAME[split], fontsize=9, color=SPLIT_COLOR[split])
         axis.locator_params(axis="x", nbins=4)
     axes[0].set_ylim(bottom=min(0, axes[0].get_ylim()[0]))
-    legend_above(figure, handles)
+    plots.legend_above(figure, handles)
     return figure
-
-
-def run_line(index: int) -> str:
-    """The line style of the experiment at this place in a list: it distinguishes those that have the same colour."""
-    return ("-", "--", ":", "-.")[index // len(RUN_COLORS) % 4]
 
 
 @house_style()
@@ -75,7 +53,7 @@ def compare_train_unseen(groups: Groups) -> Figure:
     evaluated are left out."""
     summaries = {label: summarize_experiment(group) for label, group in groups.items()}
     summaries = {label: summary for label, summary in summaries.items() if summary.train and summary.unseen}
-    figure, [axis] = new_figure(1, 1, height=1.3 + 0.5 * max(1, len(summaries)))
+    figure, [axis] = plots.new_figure(1, 1, height=1.3 + 0.5 * max(1, len(summaries)))
     for place, summary in enumerate(summaries.values()):
         means = {split: getattr(summary, split).mean for split in SPLITS}
         axis.plot([mean.value for mean in means.values()], [place] * len(means), color="#bbbbbb", lw=3, zorder=1)
@@ -83,13 +61,11 @@ def compare_train_unseen(groups: Groups) -> Figure:
             color, name = SPLIT_COLOR[split], SPLIT_NAME[split]
             axis.plot([mean.low, mean.high], [height] * 2, color=color, lw=1.6)
             axis.plot(mean.value, height, "o", color=color, ms=6, label=name)
-    games = {(run.config.env_name, run.config.distribution_mode) for group in groups.values() for run in group}
-    if len(games) == 1 and (game := games.pop()) in RANDOM_RETURN:
-        axis.axvline(RANDOM_RETURN[game], color=GREY, lw=1, ls="--", label=f"random agent {RANDOM_RETURN[game]:g}")
+    plots.draw_random(axis.axvline, [run for group in groups.values() for run in group])
     label_axes(axis, RETURN, "run")
     axis.set_yticks(range(len(summaries)), list(summaries))
     axis.set(ylim=(max(1, len(summaries)) - 0.5, -0.5), xlim=(min(0, axis.get_xlim()[0]), None))
-    legend_above(figure, axis.get_legend_handles_labels()[0])
+    plots.legend_above(figure, axis.get_legend_handles_labels()[0])
     return figure
 
 
@@ -102,12 +78,12 @@ def levels_curve(runs: Runs) -> Figure:
     the settings in which they differ.
     """
     families = group_families(load_runs(runs))
-    figure, (above, below) = new_figure(2, 1, height=5.2, sharex=True, height_ratios=(2, 1))
+    figure, (above, below) = plots.new_figure(2, 1, height=5.2, sharex=True, height_ratios=(2, 1))
     counts = {run.config.num_levels for family in families.values() for run in family}
     finite = sorted(counts - {0})
     unlimited = max(1000, 4 * max(finite, default=1))
     for index, (name, family) in enumerate(families.items()):
-        style = {"marker": "os^Dv"[index % 5], "ls": ("-", "--", ":")[index % 3]}
+        style = {"marker": "os^Dv"[index % 5], "ls": ("-", "--", ":")[index % 3], "lw": 1.5}
         points = [
             (group[0].config.num_levels or unlimited, summarize_experiment(group)) for group in experiments(family)
         ]
@@ -116,10 +92,10 @@ def levels_curve(runs: Runs) -> Figure:
         for split, left in (("train", 1 / 1.02), ("unseen", 1.02)):
             means = [(x * left * beside, found.mean) for x, summary in points if (found := getattr(summary, split))]
             label = ", ".join(filter(None, (SPLIT_NAME[split], name)))
-            _draw_estimates(above, means, SPLIT_COLOR[split], label=label, **style)
+            plots.draw_estimates(above, means, SPLIT_COLOR[split], label=label, **style)
         gaps = [(x * beside, summary.gap) for x, summary in points if summary.gap]
-        _draw_estimates(below, gaps, DARK, **style)
-    draw_known(above, [run for family in families.values() for run in family])
+        plots.draw_estimates(below, gaps, DARK, **style)
+    plots.draw_random(above.axhline, [run for family in families.values() for run in family])
     below.axhline(0, color=GREY, lw=1)
     label_axes(above, "", RETURN)
     label_axes(below, "training levels", "gap (train - unseen)")
@@ -129,12 +105,5 @@ def levels_curve(runs: Runs) -> Figure:
     below.minorticks_off()
     below.set_xlim(min(ticks, default=1) / 1.4, max(ticks, default=1) * 1.4)
     above.set_ylim(bottom=min(0, above.get_ylim()[0]))
-    legend_above(figure, above.get_legend_handles_labels()[0])
+    plots.legend_above(figure, above.get_legend_handles_labels()[0])
     return figure
-
-
-def _draw_estimates(axis: Axes, points: Sequence[tuple[float, Estimate]], color: str, **style: str) -> None:
-    """(x, estimate) pairs as a line with 95% intervals."""
-    axis.plot([x for x, _ in points], [found.value for _, found in points], color=color, lw=1.5, ms=5, **style)
-    for x, found in points:
-        whisker(axis, x, found, color)

@@ -60,14 +60,6 @@ def test_rollout_runs_to_the_right_with_a_bar_at_each_end(done):
     assert unnamed(figure) == []
 
 
-def test_centered_colours_are_symmetric():
-    """The middle colour is 0."""
-    figure, [axis] = drawing.canvas()
-    drawing.rollout(axis, [[-1.0, 3.0]], centered=True, bar=False, name="error")
-    assert axis.images[0].get_clim() == (-3, 3) and axis.get_title() == "error"
-    assert unnamed(drawn(figure)) == []
-
-
 def test_groups_and_matrix_name_their_axes(done):
     """Both show arrays as they are."""
     figure, axes = drawing.canvas(1, 2)

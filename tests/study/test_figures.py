@@ -12,7 +12,7 @@ from figure_audit import unnamed
 from ppo_lib.plots import figure_png
 from ppo_lib.runs import Run, load_run, load_runs
 from ppo_lib.study import figures, published
-from ppo_lib.study.groups import group_experiments, summarize_run
+from ppo_lib.study.groups import group_experiments, summarize_experiment
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference" / "starpilot_easy200_openai_ppo.csv"
 
@@ -96,7 +96,7 @@ def test_a_line_joins_only_what_differs_in_levels_alone(tmp_path: Path) -> None:
     assert list(alone.get_ydata()) == [load_run(folders[3]).final("train").returns.mean()]
     gaps = [line.get_ydata() for line in below.lines if line.get_marker() in ("o", "s")]
     assert [len(values) for values in gaps] == [3, 1]
-    assert gaps[1][0] == summarize_run(folders[3]).gap.value
+    assert gaps[1][0] == summarize_experiment([load_run(folders[3])]).gap.value
 
 
 def test_runs_without_evaluation_can_be_drawn(tmp_path: Path) -> None:
