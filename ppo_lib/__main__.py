@@ -7,22 +7,22 @@
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import os
 import re
 import shlex
 import sys
 import time
+from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ppo_lib import runs
 from ppo_lib.config import PRESETS, PPOConfig, UserError, field_types, preset, suggest
 
 FIELDS = field_types(PPOConfig)
-Options = argparse.Namespace
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,7 +52,7 @@ def _say(*lines: object) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def train(options: Options) -> int:
+def train(options: Namespace) -> int:
     """Train a new run, or continue one."""
     if options.resume:
         if options.run is None or options.preset is not None:
@@ -66,20 +66,10 @@ def train(options: Options) -> int:
     from ppo_lib.accel.distributed import launcher, rank, trainer_class
     from ppo_lib.checkpoint import interruptible, load_checkpoint
 
-    with interruptible():
-        trainer = trainer_class()(config, run_dir, resume=options.resume)
-        try:
-            finished = trainer.train()
-        except KeyboardInterrupt:
-            finished = False
-        finally:
-            trainer.close()
-    if rank() == 0 and not finished:
-        steps = f"{load_checkpoint(trainer.run_dir)['steps']:,} of {config.total_steps:,}"  # what is on disk
-        name = shlex.quote(runs.name_in(trainer.run_dir, options.results))
-        command = f"{launcher(trainer.processes)} train --run {name} --resume{runs.results_flag(options.results)}"
-        _say(f"\nStopped and saved at {steps} steps. Continue with:\n  {command}")
-    elif rank() == 0:
+    finished, kind = False, trainer_class()
+    with interruptible(), closing(kind(config, run_dir, resume=options.resume)) as trainer, suppress(KeyboardInterrupt):
+        finished = trainer.train()
+    if rank() == 0 and finished:
         _say(f"Run:    {trainer.run_dir}")
         if options.finish:
             options.runs, options.levels = [str(trainer.run_dir.resolve())], 4
@@ -88,10 +78,15 @@ def train(options: Options) -> int:
             except UserError as error:  # the report is written all the same
                 print(f"No video: {error}", file=sys.stderr)
             report(options)
+    elif rank() == 0:
+        steps = f"{load_checkpoint(trainer.run_dir)['steps']:,} of {config.total_steps:,}"  # what is on disk
+        name = shlex.quote(runs.name_in(trainer.run_dir, options.results))
+        command = f"{launcher(trainer.processes)} train --run {name} --resume{runs.results_flag(options.results)}"
+        _say(f"\nStopped and saved at {steps} steps. Continue with:\n  {command}")
     return 0 if finished else 130
 
 
-def sweep(options: Options) -> int | None:
+def sweep(options: Namespace) -> int | None:
     """Train a grid of runs: every config flag takes one or several values. The same command continues after a stop."""
     from ppo_lib.study.sweep import describe, plan, sweep
 
@@ -100,40 +95,38 @@ def sweep(options: Options) -> int | None:
     return _say(describe(grid)) if options.dry_run else sweep(grid, options.engine, options.jobs)
 
 
-def evaluate(options: Options) -> None:
+def evaluate(options: Namespace) -> None:
     """Play complete episodes on train and on unseen levels; they go into the run's evaluation.csv, at its steps."""
     from ppo_lib.accel.hardware import configure
     from ppo_lib.checkpoint import load_policy
     from ppo_lib.evaluate import evaluate, write_episodes
-    from ppo_lib.stats import generalization_gap, normalized_score, summarize
+    from ppo_lib.stats import SCORE_RANGE, estimate, generalization_gap, normalized_score
 
     run_dir, levels = runs.find_run(options.run, options.results), options.unseen_levels
     policy, config, steps = load_policy(run_dir)
     hardware = configure(config.replace(device=options.device or config.device), recorded=True)
     if options.device and options.device.partition(":")[0] not in ("auto", hardware.device.type):
         raise UserError(f"There is no {options.device} on this machine: leave out --device.")
-    policy, played = hardware.prepare(policy), {}
+    policy, played, returns = hardware.prepare(policy), {}, {}
     for split in reversed(runs.SPLITS):  # first the one whose levels may be refused
         how = dict(seed=options.seed, greedy=options.greedy, levels=levels if split == "unseen" else None)
         played[split] = evaluate(policy, config, split, options.episodes, **how)
-    returns = {split: [episode.return_ for episode in played[split]] for split in runs.SPLITS}
-    for split, values in returns.items():
-        found, score = summarize(values), ""
-        if config.distribution_mode in ("easy", "hard"):  # no constants are published for the others
-            score = f", normalised {normalized_score(found.mean.value, config.env_name, config.distribution_mode):.3f}"
-        _say(f"{split:>6} levels, {len(values)} episodes: mean return {found.mean}, IQM {found.iqm}{score}")
+    for split in runs.SPLITS:
+        returns[split] = [episode.return_ for episode in played[split]]
+        mean, score = estimate(returns[split]), ""
+        if config.distribution_mode in SCORE_RANGE[config.env_name]:
+            score = f", normalised {normalized_score(mean.value, config.env_name, config.distribution_mode):.3f}"
+        _say(f"{split:>6} levels, {len(returns[split])} episodes: mean return {mean}{score}")
     _say(f"generalisation gap: {generalization_gap(returns['train'], returns['unseen'])} (train minus unseen)")
-    if levels is not None:
-        return
     path = run_dir / ("evaluation_greedy.csv" if options.greedy else "evaluation.csv")
-    kept = max(len(runs.read_evaluation(path).select(split, steps)) for split in runs.SPLITS) if path.is_file() else 0
-    if min(map(len, played.values())) < kept:
+    kept = max(len(runs.read_evaluation(path).select(split, steps)) for split in runs.SPLITS)
+    if levels is None and len(played["train"]) < kept:
         _say(f"Not kept: {path} has {kept} episodes of this policy, which only {kept} or more replace.")
-    else:
+    elif levels is None:
         write_episodes(path, steps, played)
 
 
-def video(options: Options) -> None:
+def video(options: Namespace) -> None:
     """Record a run's policy on train levels beside unseen ones, or several runs' on the same unseen levels."""
     from ppo_lib.accel import attach
     from ppo_lib.checkpoint import load_policy
@@ -152,18 +145,18 @@ def video(options: Options) -> None:
     else:
         path = path.with_name(f"{'-beside-'.join(run_dir.name for run_dir in run_dirs)}.mp4")
         path = record_comparison(players, path, rows=options.levels // len(players))
-    _say(f"Video:  {runs.seen_from_here(path)}")
+    _say(f"Video:  {runs.name_in(path)}")
 
 
-def report(options: Options) -> None:
+def report(options: Namespace) -> None:
     """Write figures and a page about one run or several."""
     from ppo_lib.study.report import write_report
 
     page = write_report([runs.find_run(name, options.results) for name in options.runs], results=options.results)
-    _say(f"Report: {runs.seen_from_here(page)}")
+    _say(f"Report: {runs.name_in(page)}")
 
 
-def bench(options: Options) -> None:
+def bench(options: Namespace) -> None:
     """Measure steps per second, peak memory and where the time goes on this machine."""
     from ppo_lib.accel.bench import bench
 
@@ -171,30 +164,31 @@ def bench(options: Options) -> None:
 
 
 def _checked_name(name: str) -> str:
-    if not re.fullmatch(r"[\w][\w.+-]*", name):
+    if not re.fullmatch(r"\w[\w.+-]*", name):
         raise UserError(f"A run's name is made of letters, digits, '.', '_', '+' and '-', unlike '{name}'.")
     return name
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(ArgumentParser):
     """argparse that raises UserError instead of printing its usage and exiting."""
 
+    def parse_known_args(self, *arguments: Any) -> tuple[Namespace, list[str]]:
+        options, unknown = super().parse_known_args(*arguments)
+        if unknown:
+            hint = suggest(unknown[0], self._option_string_actions)
+            self.error(f"{self.prog} takes no {unknown[0]}{hint if 'did you mean' in hint else '.'}")
+        return options, unknown
+
     def error(self, message: str) -> NoReturn:
-        if unknown := re.match(r"unrecognized arguments: (--?[\w-]+)", message):
-            commands = self._subparsers._group_actions[0].choices.values()
-            flags = {flag for parser in commands for flag in parser._option_string_actions}
-            hint = suggest(unknown[1], flags)
-            message = f"There is no flag {unknown[1]}{hint if 'did you mean' in hint else '.'}"
-            message = f"{unknown[1]} is a flag of another command." if unknown[1] in flags else message
         raise UserError(f"{message}{'' if message[-1] in '.?' else '.'} See {self.prog} --help.")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> ArgumentParser:
     parser = _Parser(prog="python -m ppo_lib", description="PPO on Procgen, and how it generalises.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name")
     notes = dict(re.findall(r"^    (\w+): \w+ = .*?  # (.*)$", inspect.getsource(PPOConfig), re.M))
 
-    def add(function: Callable, default: str | None = None) -> argparse.ArgumentParser:
+    def add(function: Callable, default: str | None = None) -> ArgumentParser:
         """A command. default: the name of the preset that it starts from, if it takes a config."""
         sub = commands.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
         sub.set_defaults(command=function)
@@ -230,21 +224,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_field(parser: argparse.ArgumentParser, name: str, note: str, several: bool) -> None:
+def _add_field(parser: ArgumentParser, name: str, note: str, several: bool) -> None:
     """A flag for a config field, which sets nothing unless given. several: it takes several values and sets a list."""
-    flag, kind, options = f"--{name.replace('_', '-')}", FIELDS[name], dict(default=argparse.SUPPRESS, help=note)
+    flag, kind, options = f"--{name.replace('_', '-')}", FIELDS[name], dict(default=SUPPRESS, help=note)
 
     def parse(text: str) -> object:
-        try:
-            if kind is bool:
-                return {"true": True, "false": False}[text.lower()]
-            return float(text) if kind is int and re.fullmatch(r"\d+(\.\d+)?e\d+", text) else kind(text)
-        except (ValueError, KeyError):
-            words = {int: "a whole number", float: "a number", bool: "true or false"}
-            raise UserError(f"{flag} must be {words[kind]}, not '{text}'.") from None
+        if kind is bool:
+            return {"true": True, "false": False}.get(text.lower(), text)
+        with suppress(ValueError):
+            return text if kind is str else float(text)
+        return text  # PPOConfig says what it must be
 
     if kind is bool and not several:
-        parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+        parser.add_argument(flag, action=BooleanOptionalAction, **options)
     elif kind is bool:
         parser.add_argument(flag, type=parse, metavar="BOOL", nargs="*", **options)  # none means true
         parser.add_argument(f"--no-{flag[2:]}", dest=name, action="store_const", const=[False], **options)

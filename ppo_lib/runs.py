@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppo_lib.config import ConfigError, PPOConfig, UserError, suggest
+from ppo_lib.config import PPOConfig, UserError, suggest
 
 SPLITS = ("train", "unseen")
 EVALUATION_COLUMNS = ("steps", "split", "level_seed", "return", "length")
@@ -73,11 +73,9 @@ class Run:
 
 
 def load_run(run_dir: str | Path) -> Run:
-    """Read a run's folder. Raises UserError for a folder without config.json and for files that can't be read."""
+    """Read a run's folder. Raises UserError as read_config and read_rows."""
     path = Path(run_dir).resolve()
-    config = read_config(path)
-    metrics = read_metrics(path) if (path / "metrics.csv").is_file() else {}
-    return Run(path, config, metrics, read_evaluation(path) if (path / "evaluation.csv").is_file() else _episodes([]))
+    return Run(path, read_config(path), read_metrics(path), read_evaluation(path / "evaluation.csv"))
 
 
 Runs = Run | str | Path | Sequence[Run | str | Path]
@@ -88,6 +86,14 @@ def load_runs(runs: Runs) -> list[Run]:
     single = isinstance(runs, (Run, str, Path))
     found = (run if isinstance(run, Run) else load_run(run) for run in ([runs] if single else runs))  # type: ignore
     return list({run.path: run for run in found}.values())
+
+
+def one_experiment(runs: Runs) -> list[Run]:
+    """load_runs for runs that must be seeds of one experiment; UserError if anything else differs between them."""
+    found = load_runs(runs)
+    if apart := {name for run in found for name in changed_settings(found[0].config, run.config)} - {"seed"}:
+        raise UserError(f"These runs differ in {', '.join(sorted(apart))}: compare them with ppo_lib.study.figures.")
+    return found
 
 
 def changed_settings(old: PPOConfig, new: PPOConfig) -> dict[str, tuple[object, object]]:
@@ -114,118 +120,79 @@ def common_steps(runs: Sequence[Run], split: str | None = None) -> list[int]:
     return sorted(set.intersection(*sets)) if sets else []
 
 
-def one_experiment(runs: Runs) -> list[Run]:
-    """load_runs for runs that must be seeds of one experiment; UserError if anything else differs between them."""
-    first, *others = found = load_runs(runs)
-    for run in others:
-        if apart := sorted(changed_settings(first.config, run.config).keys() - {"seed"}):
-            raise UserError(
-                f"{first.name} and {run.name} differ in {', '.join(apart)}: compare them with ppo_lib.study.figures."
-            )
-    return found
-
-
 def find_run(name: str, results: Path) -> Path:
     """The folder of a run, given by name or path. Raises UserError with the nearest name."""
     for folder in (results / name, Path(name)):
         if (folder / "config.json").is_file():
             return folder if folder.name.strip(".") else folder.resolve()
-    found = [path.parent for depth in ("*", "*/*") for path in sorted(results.glob(f"{depth}/config.json"))]
-    known = [path.relative_to(results).as_posix() for path in found]
+    files = [*sorted(results.glob("*/config.json")), *sorted(results.glob("*/*/config.json"))]
+    known = [name_in(file.parent, results) for file in files]
     raise UserError(f"There is no run '{name}' in {results}{suggest(name, known)}")
 
 
-def name_in(path: Path, folder: Path) -> str:
-    """The path within a folder, or in full if it lies elsewhere: what the command line calls a run in the results."""
+def name_in(path: Path, folder: Path = Path()) -> str:
+    """The path within a folder (the current one), or in full if it lies elsewhere; what a command calls a run."""
     path, folder = path.resolve(), folder.resolve()
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
-def seen_from_here(path: Path) -> Path:
-    """The path as seen from the current folder, or in full if it lies elsewhere."""
-    return Path(name_in(path, Path.cwd()))
-
-
 def results_flag(results: Path) -> str:
     """The flag with which a command that is called from here finds runs in this folder; "" for ./results."""
-    path = name_in(results, Path.cwd())
+    path = name_in(results)
     return "" if path == "results" else f" --results {shlex.quote(path)}"
 
 
 def video_path(run_dir: Path, results: Path) -> Path:
     """Where a run's video lies: videos/ beside the results folder repeats its structure."""
-    name = name_in(run_dir, results)
-    return results.resolve().parent / "videos" / f"{run_dir.name if Path(name).is_absolute() else name}.mp4"
+    name = Path(name_in(run_dir, results))
+    return results.resolve().parent / "videos" / f"{run_dir.name if name.is_absolute() else name}.mp4"
 
 
 def read_config(run_dir: str | Path) -> PPOConfig:
-    """The settings of a run, from its config.json; UserError if there is none or it can't be read."""
-    path = _file(run_dir, "config.json")
+    """The settings of a run, from its config.json; UserError if there is none or it isn't one."""
+    path = Path(run_dir) / "config.json"
     try:
-        return PPOConfig.from_saved_json(_text(path, "give the folder of a run"))
-    except ConfigError as error:
+        return PPOConfig.from_saved_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"There is no {path}: give the folder of a run.") from None
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def read_evaluation(path: str | Path) -> Evaluation:
-    """Read evaluation.csv (or that of a run's folder). Raises UserError as read_rows."""
-    return _episodes(read_rows(_file(path, "evaluation.csv"), EVALUATION_COLUMNS, _parse_episode))
-
-
-def read_metrics(path: str | Path) -> dict[str, NDArray[np.float64]]:
-    """Columns of metrics.csv (or that of a run's folder): name -> [updates], nan where a cell is empty; {} before the
-    first update. Raises UserError as read_rows."""
-    path = _file(path, "metrics.csv")
+def read_metrics(run_dir: str | Path) -> dict[str, NDArray[np.float64]]:
+    """The columns of a run's metrics.csv: name -> [updates], nan where a cell is empty; {} before the first update."""
+    path = Path(run_dir) / "metrics.csv"
     rows = read_rows(path, ("steps",), lambda row: {k: float(cell) if cell else np.nan for k, cell in row.items()})
     return {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())}
 
 
-def read_rows(path: Path, columns: Sequence[str], parse: Callable[[dict[str, str]], Any] = dict) -> list[Any]:
-    """Every line of a CSV, parsed, but for a last one without its end, which a killed run leaves.
+def read_evaluation(path: str | Path) -> Evaluation:
+    """Read an evaluation.csv."""
 
-    Raises UserError for a file that is absent, can't be read, lacks a column or has a line that parse refuses.
+    def parse(row: dict[str, str]) -> tuple[int, str, int, float, int]:
+        if row["split"] not in SPLITS:
+            raise ValueError(f"split must be train or unseen, not '{row['split']}'")
+        return int(row["steps"]), row["split"], int(row["level_seed"]), float(row["return"]), int(float(row["length"]))
+
+    columns = list(zip(*read_rows(Path(path), EVALUATION_COLUMNS, parse), strict=True))
+    return Evaluation(*map(np.array, columns or [()] * 5, (np.int64, "<U6", np.int64, np.float64, np.int64)))
+
+
+def read_rows(path: Path, columns: Sequence[str], parse: Callable[[dict[str, str]], Any] = dict) -> list[Any]:
+    """Every line of a CSV, parsed, but for a last one without its end, which a killed run leaves; [] without a file.
+
+    Raises UserError for a file that can't be read, lacks a column or has a line that parse refuses.
     """
-    lines = _text(path, "train or evaluate the run first").splitlines(keepends=True)
-    reader = csv.DictReader(lines if not lines or lines[-1].endswith("\n") else lines[:-1])
-    if missing := {*columns} - {*(reader.fieldnames or columns)}:
-        raise UserError(f"{path} has no column '{min(missing)}': another program has rewritten it; restore it.")
-    rows = []
+    rows: list[Any] = []
     try:
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines(keepends=True))
+        if missing := {*columns} - {*(reader.fieldnames or columns)}:
+            raise ValueError(f"there is no column '{min(missing)}'")
         for row in reader:
             if None in row or None in row.values():
                 raise ValueError("too many or too few cells")
             rows.append(parse(row))
-    except (ValueError, csv.Error) as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}; restore the file or remove that line.") from None
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path}, row {len(rows) + 1}: {error}; restore the file or remove that row.") from None
     return rows
-
-
-def _file(path: str | Path, name: str) -> Path:
-    """`path`, or the file `name` inside it."""
-    return Path(path) / name if Path(path).is_dir() else Path(path)
-
-
-def _text(path: Path, remedy: str = "restore it") -> str:
-    """A file's text. Raises UserError if it can't be read, with the remedy if there is none."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"There is no {path}: {remedy}.") from None
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file: restore it.") from None
-
-
-def _parse_episode(row: dict[str, str]) -> tuple[int, str, int, float, int]:
-    """One line of evaluation.csv in the order of EVALUATION_COLUMNS."""
-    if row["split"] not in SPLITS:
-        raise ValueError(f"split must be train or unseen, not '{row['split']}'")
-    return int(row["steps"]), row["split"], int(row["level_seed"]), float(row["return"]), int(float(row["length"]))
-
-
-def _episodes(rows: Sequence[tuple[int, str, int, float, int]]) -> Evaluation:
-    """Columns out of rows in the order of EVALUATION_COLUMNS."""
-    columns = zip(*rows, strict=True) if rows else [()] * len(EVALUATION_COLUMNS)
-    kinds = (np.int64, "<U6", np.int64, np.float64, np.int64)
-    return Evaluation(*map(np.array, columns, kinds))

@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ppo_lib.config import UserError
 
-Runs = Sequence[NDArray[np.float64]]
+Array = NDArray[np.float64]
+Runs = Sequence[Array]
 
 _CHUNK = 4_000_000  # resampled values held at once (32 MB)
 
@@ -59,7 +60,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Summary:
-    """Averages of a set of episodes with 95% intervals, and the number of episodes and runs behind them."""
+    """Averages of the episodes of one or several runs, with 95% intervals."""
 
     mean: Estimate  # of the runs' scores
     iqm: Estimate  # interquartile mean of the runs' scores; of fewer than four runs it is their mean
@@ -69,7 +70,7 @@ class Summary:
     length: float = float("nan")  # mean steps per episode
 
 
-def interquartile_mean(values: ArrayLike, axis: int = -1) -> NDArray[np.float64]:
+def interquartile_mean(values: ArrayLike, axis: int = -1) -> Array:
     """Mean of the middle half: floor(n / 4) values are dropped at each end. Of the scores of runs, it is the average
     that Agarwal et al. 2021 (arXiv 2108.13264) recommend: less moved by outliers than the mean, less wasteful than the
     median."""
@@ -78,81 +79,65 @@ def interquartile_mean(values: ArrayLike, axis: int = -1) -> NDArray[np.float64]
     return ordered.take(range(n // 4, n - n // 4), axis).mean(axis)
 
 
-def bootstrap_ci(values: ArrayLike | Runs, **bootstrap: float) -> tuple[float, float]:
-    """The interval of `estimate`: (low, high)."""
-    found = estimate(values, **bootstrap)
+def bootstrap_ci(values: ArrayLike | Runs, resamples: int = 10_000) -> tuple[float, float]:
+    """The 95% interval of `estimate`: (low, high)."""
+    found = estimate(values, resamples)
     return found.low, found.high
 
 
-def estimate(values: ArrayLike | Runs, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Estimate:
-    """The mean, of the runs' scores where there are several, with its percentile bootstrap interval
+def estimate(values: ArrayLike | Runs, resamples: int = 10_000) -> Estimate:
+    """The mean, of the runs' scores where there are several, with its 95% percentile bootstrap interval
     (Efron & Tibshirani 1993, section 13.3).
 
     values: [n] episodes of one run, or a list of such arrays, one for each run (runs are then resampled first).
     A single episode has no interval: it says nothing about its spread. With few runs (under about 10) the interval is
     still too narrow: three seeds can't show how bad a fourth may be.
     """
+    return summarize(values, resamples=resamples).mean
+
+
+def summarize(values: ArrayLike | Runs, lengths: ArrayLike = np.nan, resamples: int = 10_000) -> Summary:
+    """Mean and interquartile mean with 95% intervals, of values as in `estimate`. lengths: steps of the episodes."""
     runs = _as_runs(values)
-    scores, samples = _bootstrap(runs, resamples, seed)
-    return _interval(scores.mean(), samples.mean(axis=1), runs, confidence)
-
-
-def summarize(values: ArrayLike | Runs, lengths: ArrayLike | None = None, resamples: int = 10_000) -> Summary:
-    """Mean and interquartile mean with 95% intervals, of [n] returns or of a list with one array per run.
-
-    lengths: steps of the episodes, in any order.
-    """
-    runs = _as_runs(values)
-    scores, samples = _bootstrap(runs, resamples)
+    scores, rng = _scores(runs), np.random.default_rng(0)
+    samples = _resample(runs, rng.integers(len(runs), size=(resamples, len(runs))), rng)
     everything = np.concatenate(runs)
     return Summary(
-        mean=_interval(scores.mean(), samples.mean(axis=1), runs),
-        iqm=_interval(interquartile_mean(scores), interquartile_mean(samples), runs),
-        std=float(everything.std(ddof=1)) if len(everything) > 1 else 0.0,
-        episodes=len(everything),
+        mean=_interval(scores.mean(), samples.mean(axis=1), everything.size),
+        iqm=_interval(interquartile_mean(scores), interquartile_mean(samples), everything.size),
+        std=float(everything.std(ddof=min(1, everything.size - 1))),
+        episodes=everything.size,
         runs=len(runs),
-        length=float(np.mean(lengths)) if lengths is not None and np.size(lengths) else float("nan"),
+        length=float(np.mean(lengths)),
     )
 
 
-def difference(
-    first: ArrayLike | Runs,
-    second: ArrayLike | Runs,
-    paired: Sequence[bool] = (),
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Estimate:
-    """Mean of the first minus mean of the second, with its bootstrap interval.
+def difference(first: ArrayLike | Runs, second: ArrayLike | Runs, paired: Sequence[bool] = ()) -> Estimate:
+    """Mean of the first minus mean of the second, with its 95% bootstrap interval.
 
     Both are [n] episodes, or lists with one array per run in the same order: a resampled run brings both its arrays.
     paired: for each run, whether its arrays hold episodes of the same levels in the same order (default: none does).
     Such pairs are resampled together, so that what both owe to a level cancels.
     """
-    ours, theirs = _as_runs(first), _as_runs(second)
+    sides = ours, theirs = _as_runs(first), _as_runs(second)
     if len(ours) != len(theirs):
         raise UserError(f"A difference needs both sides of every run: there are {len(ours)} and {len(theirs)}.")
-    value = _scores(ours).mean() - _scores(theirs).mean()
-    fewer = min(ours, theirs, key=lambda runs: sum(map(len, runs)))
+    value, fewer = _scores(ours).mean() - _scores(theirs).mean(), min(sum(map(len, side)) for side in sides)
     for i in np.flatnonzero(paired):
         ours[i], theirs[i] = ours[i] - theirs[i], np.zeros(1)
-    rng = np.random.default_rng(seed)
-    choice = rng.integers(len(ours), size=(resamples, len(ours)))
+    rng = np.random.default_rng(0)
+    choice = rng.integers(len(ours), size=(10_000, len(ours)))
     samples = _resample(ours, choice, rng) - _resample(theirs, choice, rng)
-    return _interval(value, samples.mean(axis=1), fewer, confidence)
+    return _interval(value, samples.mean(axis=1), fewer)
 
 
-def generalization_gap(train: ArrayLike | Runs, unseen: ArrayLike | Runs, **bootstrap: float) -> Estimate:
-    """Mean return on training levels minus mean return on unseen levels, see difference.
-
-    An interval that contains 0 means that these episodes don't show a gap.
-    """
-    return difference(train, unseen, **bootstrap)  # type: ignore[arg-type]
+def generalization_gap(train: ArrayLike | Runs, unseen: ArrayLike | Runs) -> Estimate:
+    """Mean return on training levels minus that on unseen levels, see `difference`. An interval that contains 0 means
+    that these episodes don't show a gap."""
+    return difference(train, unseen)
 
 
-def normalized_score(
-    returns: ArrayLike, env_name: str = "starpilot", distribution_mode: str = "easy"
-) -> NDArray[np.float64]:
+def normalized_score(returns: ArrayLike, env_name: str = "starpilot", distribution_mode: str = "easy") -> Array:
     """(return - R_min) / (R_max - R_min) with the constants of the Procgen paper (arXiv 1912.01588, appendix C).
 
     Any shape. Not clipped: an agent that plays worse than R_min scores below 0.
@@ -160,49 +145,36 @@ def normalized_score(
     try:
         low, high = SCORE_RANGE[env_name][distribution_mode]
     except KeyError:
-        raise UserError(
-            f"No normalised score is published for {env_name} {distribution_mode}: use a Procgen game, easy or hard."
-        ) from None
+        raise UserError(f"No normalised score is published for {env_name} {distribution_mode}.") from None
     return (np.asarray(returns, dtype=np.float64) - low) / (high - low)
 
 
-def _as_runs(values: ArrayLike | Runs) -> list[NDArray[np.float64]]:
+def _as_runs(values: ArrayLike | Runs) -> list[Array]:
     """One float array [n] for each run; refuses what has no average."""
     several = isinstance(values, (list, tuple)) and len(values) > 0 and np.ndim(values[0]) == 1
     runs = [np.asarray(run, dtype=np.float64) for run in (values if several else [values])]  # type: ignore[union-attr]
-    if any(run.ndim != 1 or run.size == 0 for run in runs):
-        raise UserError("There are no episodes to average: evaluate the run first.")
-    if not all(np.isfinite(run).all() for run in runs):
-        raise UserError("Some returns are not finite numbers: evaluate the run again.")
+    if not all(run.ndim == 1 and run.size and np.isfinite(run).all() for run in runs):
+        raise UserError("An average needs episodes, and finite returns: evaluate the run first, or again.")
     return runs
 
 
-def _scores(runs: Runs) -> NDArray[np.float64]:
+def _scores(runs: Runs) -> Array:
     """[runs] mean returns."""
     return np.array([run.mean() for run in runs])
 
 
-def _bootstrap(runs: Runs, resamples: int, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The scores of the runs, [runs], and of resampled ones, [resamples, runs]."""
-    rng = np.random.default_rng(seed)
-    return _scores(runs), _resample(runs, rng.integers(len(runs), size=(resamples, len(runs))), rng)
-
-
-def _resample(runs: Runs, choice: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
+def _resample(runs: Runs, choice: NDArray[np.int64], rng: np.random.Generator) -> Array:
     """[resamples, runs]: the scores of the chosen runs, each from its resampled episodes."""
     samples = np.empty(choice.shape)
     for index, run in enumerate(runs):
         places = np.flatnonzero(choice == index)
         step = max(1, _CHUNK // len(run))
-        for start in range(0, len(places), step):
-            part = places[start : start + step]
+        for part in np.split(places, range(step, len(places), step)):
             samples.flat[part] = run[rng.integers(len(run), size=(len(part), len(run)), dtype=np.int32)].mean(axis=1)
     return samples
 
 
-def _interval(value: float, samples: NDArray[np.float64], runs: Runs, confidence: float = 0.95) -> Estimate:
-    """A value and the range that holds the middle `confidence` of its resamples; no range for a single episode."""
-    if not 0 < confidence < 1:
-        raise UserError(f"confidence must be between 0 and 1, not {confidence}.")
-    low, high = np.quantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Estimate(float(value), *((np.nan, np.nan) if sum(map(len, runs)) == 1 else (float(low), float(high))))
+def _interval(value: float, samples: Array, episodes: int) -> Estimate:
+    """A value and the range that holds the middle 95% of its resamples; no range for a single episode."""
+    low, high = np.quantile(samples, (0.025, 0.975)) if episodes > 1 else (np.nan, np.nan)
+    return Estimate(float(value), float(low), float(high))

@@ -22,7 +22,7 @@ HEAD = "steps,split,level_seed,return,length\n"
 def test_read_evaluation(tmp_path: Path) -> None:
     path = tmp_path / "evaluation.csv"
     path.write_text(HEAD + "100,train,3,2.0,50\n200,train,4,5.0,60\n200,unseen,77,1.0,40\n")
-    data = runs.read_evaluation(tmp_path)
+    data = runs.read_evaluation(path)
     assert data.checkpoints == [100, 200]
     assert data.select("train").returns.tolist() == [2.0, 5.0]
     assert data.select("train", 200).level_seed.tolist() == [4]
@@ -35,8 +35,7 @@ def test_read_evaluation(tmp_path: Path) -> None:
     for begun in (HEAD, HEAD[:9], ""):
         path.write_text(begun)
         assert len(runs.read_evaluation(path)) == 0
-    with pytest.raises(UserError, match="evaluate"):
-        runs.read_evaluation(tmp_path / "absent")
+    assert len(runs.read_evaluation(tmp_path / "absent.csv")) == 0
 
 
 def test_read_metrics(tmp_path: Path) -> None:
@@ -47,7 +46,7 @@ def test_read_metrics(tmp_path: Path) -> None:
     assert math.isnan(metrics["return_mean"][0]) and metrics["return_mean"][1] == 1.5
     for begun in ("", "steps,ret", "steps,return_mean\n"):  # a run in its first update
         path.write_text(begun)
-        assert runs.read_metrics(path) == {}
+        assert runs.read_metrics(tmp_path) == {}
 
 
 @pytest.mark.parametrize(
@@ -72,7 +71,7 @@ def test_rewritten_files_are_refused_in_a_sentence(tmp_path: Path, content: str)
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a")
     (folder / "metrics.csv").write_bytes(b"steps\n\xff\xfe\n")
-    with pytest.raises(UserError, match=r"metrics\.csv is not a text file"):
+    with pytest.raises(UserError, match=r"metrics\.csv, row 1: .*decode byte.*restore"):
         runs.load_run(folder)
     for content in (b"{", b"\xff\xfe", b"[]", b'{"gamma": 1}'):
         (folder / "config.json").write_bytes(content)
@@ -89,7 +88,7 @@ def test_the_cause_of_a_failed_read_is_named(tmp_path: Path, monkeypatch) -> Non
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "read_text", refuse)
-    with pytest.raises(UserError, match=r"config\.json can't be read: Permission denied"):
+    with pytest.raises(UserError, match=r"config\.json: .*Permission denied"):
         runs.load_run(folder)
 
 

@@ -41,8 +41,6 @@ def test_interval_lies_within_the_data_and_repeats(values: np.ndarray) -> None:
     low, high = stats.bootstrap_ci(values, resamples=500)
     assert values.min() - 1e-9 <= low <= high <= values.max() + 1e-9
     assert (low, high) == stats.bootstrap_ci(values, resamples=500)
-    narrow = stats.bootstrap_ci(values, confidence=0.5, resamples=500)
-    assert low <= narrow[0] <= narrow[1] <= high
 
 
 def test_interval_agrees_with_theory() -> None:
@@ -57,9 +55,9 @@ def test_intervals_cover_the_truth(skewed: bool) -> None:
     """Of 300 experiments about 95% must contain the true mean, also for the skewed returns of a shooter."""
     rng = np.random.default_rng(1)
     truth, hits = 8.0, 0
-    for trial in range(300):
+    for _ in range(300):
         values = rng.exponential(truth, size=64) if skewed else rng.normal(truth, 3, size=64)
-        low, high = stats.bootstrap_ci(values, resamples=1000, seed=trial)
+        low, high = stats.bootstrap_ci(values, resamples=1000)
         hits += low <= truth <= high
     assert 0.89 <= hits / 300 <= 0.99  # exact 95% ± 3 standard errors, and 3 points for the skew
 
@@ -68,11 +66,11 @@ def test_intervals_of_several_runs_cover_the_next_seed() -> None:
     """Runs differ by their seed: pooling their episodes would cover far too rarely, resampling runs does not."""
     rng = np.random.default_rng(2)
     nested = pooled = 0
-    for trial in range(150):
+    for _ in range(150):
         runs = [rng.normal(rng.normal(20, 3), 5, size=100) for _ in range(10)]
-        low, high = stats.bootstrap_ci(runs, resamples=500, seed=trial)
+        low, high = stats.bootstrap_ci(runs, resamples=500)
         nested += low <= 20 <= high
-        low, high = stats.bootstrap_ci(np.concatenate(runs), resamples=500, seed=trial)
+        low, high = stats.bootstrap_ci(np.concatenate(runs), resamples=500)
         pooled += low <= 20 <= high
     assert nested / 150 >= 0.85
     assert pooled / 150 <= 0.6

@@ -7,17 +7,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ppo_lib.config import UserError
-from ppo_lib.runs import SPLITS, Run, changed_settings, common_steps, load_runs
-from ppo_lib.stats import Estimate, Summary, difference, generalization_gap, summarize
+from ppo_lib.runs import SPLITS, Run, Runs, changed_settings, common_steps, load_runs
+from ppo_lib.stats import Array, Estimate, Summary, difference, generalization_gap, summarize
 
 
 @dataclass(frozen=True)
@@ -30,33 +29,17 @@ class RunSummary:
     steps: int  # training steps of the policies that were evaluated, the same for all seeds; 0 if there are none
 
 
-def summarize_run(run: Run | str | Path) -> RunSummary:
-    """Headline numbers of one run, from its last evaluation on both splits."""
-    return summarize_experiment(load_runs(run))
-
-
-def summarize_experiment(runs: Sequence[Run]) -> RunSummary:
-    """Headline numbers of the seeds of one experiment, from the last evaluation that all of them have on both splits.
-
-    A run that was never evaluated is left out.
-    """
+def summarize_experiment(runs: Runs) -> RunSummary:
+    """Headline numbers of one run, or of the seeds of one experiment, from the last evaluation that all of them have on
+    both splits. A run that was never evaluated is left out."""
+    runs = load_runs(runs)
     steps = max(common_steps(runs), default=0)
     if not steps:
         return RunSummary(None, None, None, 0)
-    found = {split: [e for run in runs if len(e := run.evaluation.select(split, steps))] for split in SPLITS}
-    train, unseen = (summarize([e.returns for e in f], np.concatenate([e.length for e in f])) for f in found.values())
-    gap = generalization_gap(*([e.returns for e in episodes] for episodes in found.values()))
-    return RunSummary(train, unseen, gap, steps)
-
-
-def first_reached(run: Run, split: str, target: float) -> tuple[int, float] | None:
-    """(steps, seconds of training) of the first evaluation with a mean return of at least `target`, if there is one;
-    seconds are nan without metrics.csv."""
-    episodes = run.evaluation.select(split)
-    for steps in episodes.checkpoints:
-        if episodes.select(split, steps).returns.mean() >= target:
-            return steps, seconds_at(run, steps)
-    return None
+    played = [[e for run in runs if len(e := run.evaluation.select(split, steps))] for split in SPLITS]
+    returns = [[e.returns for e in of_split] for of_split in played]
+    lengths = [np.concatenate([e.length for e in of_split]) for of_split in played]
+    return RunSummary(*map(summarize, returns, lengths), generalization_gap(*returns), steps)
 
 
 def seconds_at(run: Run, steps: int) -> float:
@@ -66,7 +49,7 @@ def seconds_at(run: Run, steps: int) -> float:
     return float(np.interp(steps, run.metrics["steps"], run.metrics["seconds"]))
 
 
-def common_metric(runs: Sequence[Run], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def common_metric(runs: Sequence[Run], name: str) -> tuple[Array, Array]:
     """A column of metrics.csv at the steps that all runs have: (steps [U], values [runs, U])."""
     columns = [dict(zip(run.metrics.get("steps", ()), run.metrics.get(name, ()), strict=False)) for run in runs]
     steps = sorted(set.intersection(*map(set, columns))) if columns else []
@@ -78,19 +61,13 @@ def experiments(runs: Iterable[Run]) -> list[list[Run]]:
 
     Raises UserError for two runs of one experiment and one seed: a copy is no second sample.
     """
-    groups: list[list[Run]] = []
-    for run in runs:
-        for group in groups:
-            if changed_settings(group[0].config, run.config).keys() <= {"seed"}:
-                for twin in (other for other in group if other.config.seed == run.config.seed):
-                    raise UserError(
-                        f"{twin.path} and {run.path} have the same settings and the same seed {run.config.seed}: they "
-                        "are one sample, not two. Leave one of them out."
-                    )
-                group.append(run)
-                break
-        else:
-            groups.append([run])
+    groups = _alike(runs, {"seed"})
+    for one, twin in (pair for group in groups for pair in itertools.combinations(group, 2)):
+        if one.config.seed == twin.config.seed:
+            raise UserError(
+                f"{one.path} and {twin.path} have the same settings and the same seed {one.config.seed}: they are one "
+                "sample, not two. Leave one of them out."
+            )
     return groups
 
 
@@ -103,9 +80,7 @@ def group_experiments(runs: Iterable[Run]) -> dict[str, list[Run]]:
     groups = experiments(runs)
     names = [_names(group) for group in groups]
     while double := [name for name, count in Counter(found[0] for found in names).items() if count > 1]:
-        for found in names:
-            if found[0] in double:
-                del found[0]
+        names = [found[1:] if found[0] in double else found for found in names]
     return {found[0]: group for found, group in zip(names, groups, strict=True)}
 
 
@@ -115,14 +90,12 @@ def group_families(runs: Iterable[Run]) -> dict[str, list[Run]]:
     The name of a family gives the settings in which it differs from the one with the most numbers of levels, whose name
     is empty. Raises UserError as `experiments`.
     """
-    families: list[list[Run]] = []
-    for group in experiments(runs):
-        family = next((family for family in families if not _apart_from_levels(family, group)), None)
-        if family is None:
-            families.append(family := [])
-        family += group
+    free = {"num_levels", "start_level", "seed"}
+    families = _alike((run for group in experiments(runs) for run in group), free)
     families.sort(key=lambda family: -len({run.config.num_levels for run in family}))
-    return {", ".join(f"{k} {v}" for k, v in _apart_from_levels(families[0], f).items()): f for f in families}
+    apart = [changed_settings(families[0][0].config, family[0].config) for family in families]
+    names = [", ".join(f"{name} {new}" for name, (_, new) in c.items() if name not in free) for c in apart]
+    return dict(zip(names, families, strict=True))
 
 
 def paired_difference(runs: Sequence[Run], others: Sequence[Run], split: str) -> Estimate:
@@ -136,31 +109,35 @@ def paired_difference(runs: Sequence[Run], others: Sequence[Run], split: str) ->
     return difference(*([pair[side] for pair in returns.values()] for side in (0, 1, 2)))
 
 
-def paired_returns(
-    runs: Sequence[Run], others: Sequence[Run], split: str
-) -> dict[int, tuple[NDArray[np.float64], NDArray[np.float64], bool]]:
+def paired_returns(runs: Sequence[Run], others: Sequence[Run], split: str) -> dict[int, tuple[Array, Array, bool]]:
     """Seed -> what paired_difference compares: the returns of either run, and whether they belong to the same levels
     in the same order."""
-    by_seed = [{run.config.seed: run for run in side} for side in (runs, others)]
-    pairs = {seed: (by_seed[0][seed], by_seed[1][seed]) for seed in sorted(by_seed[0].keys() & by_seed[1].keys())}
+    mine, theirs = ({run.config.seed: run for run in side} for side in (runs, others))
+    pairs = {seed: (mine[seed], theirs[seed]) for seed in sorted(mine.keys() & theirs.keys())}
     if not pairs:
         raise UserError("A comparison seed by seed needs runs of the same seed in both experiments.")
     steps = max(common_steps([run for pair in pairs.values() for run in pair]), default=0)
     found = {}
     for seed, pair in pairs.items():
-        ours, theirs = (run.evaluation.select(split, steps) for run in pair)
-        if not len(ours) or not len(theirs):
+        played = [run.evaluation.select(split, steps) for run in pair]
+        if not all(map(len, played)):
             raise UserError(f"{pair[0].path} and {pair[1].path} were not evaluated at the same number of steps.")
-        by_level = [episodes.returns[np.argsort(episodes.level_seed, kind="stable")] for episodes in (ours, theirs)]
-        same = np.array_equal(np.sort(ours.level_seed), np.sort(theirs.level_seed))
-        found[seed] = (*(by_level if same else (ours.returns, theirs.returns)), same)
+        same = np.array_equal(*(np.sort(episodes.level_seed) for episodes in played))
+        by_level = [e.returns[np.argsort(e.level_seed, kind="stable")] if same else e.returns for e in played]
+        found[seed] = (*by_level, same)
     return found
 
 
-def _apart_from_levels(runs: Sequence[Run], others: Sequence[Run]) -> dict[str, object]:
-    """The settings of the others that differ from the first ones', apart from the training levels and the seed."""
-    changes = changed_settings(runs[0].config, others[0].config)
-    return {name: new for name, (_, new) in changes.items() if name not in ("num_levels", "start_level", "seed")}
+def _alike(runs: Iterable[Run], free: Collection[str]) -> list[list[Run]]:
+    """The runs in groups that differ in nothing but the free settings."""
+    groups: list[list[Run]] = []
+    for run in runs:
+        near = (group for group in groups if changed_settings(group[0].config, run.config).keys() <= free)
+        if group := next(near, None):
+            group.append(run)
+        else:
+            groups.append([run])
+    return groups
 
 
 def _names(group: Sequence[Run]) -> list[str]:

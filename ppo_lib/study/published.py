@@ -6,10 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ppo_lib.runs import SPLITS, Run, common_steps, read_rows
-from ppo_lib.stats import estimate
+from ppo_lib.stats import Array, estimate
 from ppo_lib.study.groups import group_experiments
 
 CURVES = "starpilot_easy200_openai_ppo.csv"  # in results/reference: three runs of openai/train-procgen on 200 levels
@@ -23,23 +22,22 @@ COMPARED_NOTE = (
     "which lag behind the agent; their unseen levels are all levels. In brackets the single runs."
 )
 _MOST_ROWS = 12  # of an experiment
-Curves = dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]]  # split -> (steps, mean returns) of each run
+Curves = dict[str, list[tuple[Array, Array]]]  # split -> (steps, mean returns) of each run
 Diagnostics = dict[str, dict[int, list[float]]]  # metric -> steps -> the value of each run
 
 
-def curves(runs: Iterable[Run], results: Path) -> Curves | None:
-    """The published curves, where they are on disk and all runs follow their protocol."""
-    path = results / "reference" / CURVES
+def curves(runs: Iterable[Run], results: Path) -> Curves:
+    """The published curves, where they are on disk and all runs follow their protocol; else {}."""
     same = all(_follows_protocol(run) and run.config.num_levels == 200 for run in runs)
-    return read_curves(path) if same and path.is_file() else None
+    return read_curves(results / "reference" / CURVES) if same else {}
 
 
 def read_curves(path: str | Path) -> Curves:
-    """Published curves from a CSV. Raises UserError if the file holds none."""
+    """Published curves from a CSV, {} without it. Raises UserError as read_rows."""
     points: dict[str, dict[str, list[tuple[float, float]]]] = {}
 
     def add(row: dict[str, str]) -> None:
-        of_split = points.setdefault({"test": "unseen"}.get(row["split"], row["split"]), {})
+        of_split = points.setdefault("unseen" if row["split"] == "test" else row["split"], {})
         of_split.setdefault(row["run"], []).append((float(row["timesteps"]), float(row["mean_episode_return"])))
 
     read_rows(Path(path), ("split", "run", "timesteps", "mean_episode_return"), add)
@@ -55,7 +53,7 @@ def read_diagnostics(results: Path, metrics: Iterable[str]) -> Diagnostics:
     return found
 
 
-def returns_at(curves: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]], steps: float) -> list[float]:
+def returns_at(curves: Sequence[tuple[Array, Array]], steps: float) -> list[float]:
     """The return of each run at a number of steps, interpolated between the two points beside it."""
     return [float(np.interp(steps, *curve)) for curve in curves]
 
@@ -72,10 +70,8 @@ def comparison(runs: Sequence[Run], results: Path) -> list[list[str]]:
     """
     ours = [run for run in runs if run.config.num_levels == 200 and _follows_protocol(run)]
     theirs, rows = curves(ours, results), []
-    if not ours or theirs is None:
-        return []
-    first = max(steps[0] for split in SPLITS for steps, _ in theirs[split])
-    for name, group in group_experiments(ours).items():
+    first = max((steps[0] for split in theirs.values() for steps, _ in split), default=0)
+    for name, group in group_experiments(ours if theirs else ()).items():
         common = [step for step in reversed(common_steps(group)) if step >= first]
         for step in reversed(common[:: len(common) // _MOST_ROWS + 1]):
             rows.append([name, str(sum(len(run.evaluation) > 0 for run in group)), f"{step:,}"])
@@ -89,16 +85,13 @@ def comparison(runs: Sequence[Run], results: Path) -> list[list[str]]:
 
 def table(runs: Sequence[Run], results: Path) -> list[list[str]]:
     """HEADER and a row for each result on as many levels as one of the runs has; [] if there is nothing to compare."""
-    path, rows = results / "reference" / TABLE, []
-    if not path.is_file() or not all(_follows_protocol(run) for run in runs):
-        return []
-    levels = {str(run.config.num_levels) for run in runs}
-    for row in read_rows(path, ()):
+    levels, rows = {str(run.config.num_levels) for run in runs}, []
+    for row in read_rows(results / "reference" / TABLE, ()) if all(map(_follows_protocol, runs)) else ():
         if row["num_levels"] in levels:
-            score = [_score(row[split], row[f"{split}_sd"]) for split in ("train", "unseen")]
-            known = "unlimited" if row["num_levels"] == "0" else row["num_levels"]
+            score = [f"{row[s]} ± {sd}" if (sd := row[f"{s}_sd"]) else row[s] or "-" for s in SPLITS]
+            count = "unlimited" if row["num_levels"] == "0" else row["num_levels"]
             steps = f"{int(row['timesteps']):,}"
-            rows.append([row["algorithm"], known, steps, row["runs"] or "-", *score, row["source"]])
+            rows.append([row["algorithm"], count, steps, row["runs"] or "-", *score, row["source"]])
     return [HEADER, *rows] if rows else []
 
 
@@ -106,10 +99,6 @@ def _follows_protocol(run: Run) -> bool:
     c = run.config
     found = c.env_name, c.distribution_mode, c.start_level, c.use_backgrounds, c.restrict_themes
     return found == ("starpilot", "easy", 0, True, False)
-
-
-def _score(mean: str, sd: str) -> str:
-    return f"{mean} ± {sd}" if sd else mean or "-"
 
 
 def _in_brackets(means: Sequence[float]) -> str:

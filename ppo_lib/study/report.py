@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import math
+from dataclasses import astuple
 from pathlib import Path
 
 import jinja2
@@ -21,7 +22,7 @@ from ppo_lib.plots import figure_png, format_steps
 from ppo_lib.runs import Run, Runs, load_runs, name_in, results_flag, video_path
 from ppo_lib.stats import RANDOM_RETURN, SCORE_RANGE, Estimate, normalized_score
 from ppo_lib.study import figures, published
-from ppo_lib.study.groups import first_reached, group_experiments, summarize_experiment
+from ppo_lib.study.groups import group_experiments, seconds_at, summarize_experiment
 from ppo_lib.video import video_tag
 
 
@@ -38,12 +39,23 @@ def write_report(run_dirs: Runs, output: str | Path | None = None, results: str 
         raise UserError("A report needs a run: give the folder of at least one, such as results/quick.")
     single = len(runs) == 1
     folder = runs[0].path if single else runs[0].path.parent
-    page = Path(output) if output is not None else folder / "report.html"
-    results = Path(results if results is not None else runs[0].path.parent).resolve()
+    page, results = Path(output or folder / "report.html"), Path(results or runs[0].path.parent).resolve()
     groups = group_experiments(runs)
     drawn = {name: figure_png(figure) for name, figure in _figures(runs, groups, results).items()}
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
-    text = environment.get_template("report.html.j2").render(_context(runs, groups, drawn, results))
+    fields = dict.fromkeys(name for run in runs for name in run.config.to_dict())
+    settings = [[name, *(run.config.to_dict().get(name) for run in runs)] for name in fields]
+    tools = (command_of, format_steps, name_in, normalized, results_flag, time_to, video_path, video_tag)
+    template = jinja2.Template(Path(__file__).with_name("report.html.j2").read_text("utf-8"), autoescape=True)
+    text = template.render(
+        {tool.__name__: tool for tool in tools},
+        random_returns=RANDOM_RETURN,
+        runs=runs,
+        results=results,
+        experiments=[(label, group, summarize_experiment(group)) for label, group in groups.items()],
+        figures={name: base64.b64encode(figure).decode() for name, figure in drawn.items()},
+        published=published.tables(runs, results),
+        settings=sorted(settings, key=lambda row: len(set(map(str, row[1:]))) == 1),
+    )
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         for name, figure in drawn.items():
@@ -57,13 +69,11 @@ def write_report(run_dirs: Runs, output: str | Path | None = None, results: str 
 
 def command_of(config: PPOConfig, name: str) -> str:
     """The command line that repeats a run: the nearest preset and a flag for each field that differs from it."""
-
-    def differences(base: PPOConfig) -> dict[str, object]:
-        return {key: value for key, value in config.to_dict().items() if value != base.to_dict().get(key)}
-
-    nearest = min(PRESETS, key=lambda candidate: len(differences(preset(candidate))))
-    flags = [as_flag(key, value) for key, value in differences(preset(nearest)).items()]
-    return " ".join(["python -m ppo_lib train", f"--preset {nearest}", f"--run {name}", *flags])
+    settings = config.to_dict()
+    changes = {base: settings.items() - preset(base).to_dict().items() for base in PRESETS}
+    nearest = min(changes, key=lambda base: len(changes[base]))
+    flags = [as_flag(key, value) for key, value in settings.items() if (key, value) in changes[nearest]]
+    return " ".join([f"python -m ppo_lib train --preset {nearest} --run {name}", *flags])
 
 
 def _figures(runs: list[Run], groups: dict[str, list[Run]], results: Path) -> dict[str, Figure]:
@@ -84,38 +94,18 @@ def _figures(runs: list[Run], groups: dict[str, list[Run]], results: Path) -> di
     return found
 
 
-def _context(runs: list[Run], groups: dict[str, list[Run]], drawn: dict[str, bytes], results: Path) -> dict:
-    """What report.html.j2 shows."""
-    fields = {key: [run.config.to_dict().get(key) for run in runs] for run in runs for key in run.config.to_dict()}
-    times = [[r.name, time_to(r, 5), time_to(r, 8)] for r in runs if r.config.env_name == "starpilot"]
-    return {
-        "title": runs[0].name if len(runs) == 1 else "Runs compared",
-        "runs": runs,
-        "experiments": [(label, group, summarize_experiment(group)) for label, group in groups.items()],
-        "videos": [(r.name, video_tag(path)) for r in runs if (path := video_path(r.path, results)).is_file()],
-        "figures": {name: base64.b64encode(figure).decode() for name, figure in drawn.items()},
-        "firsts": sorted({f"{run.config.unseen_levels[0]:,}" for run in runs}),
-        "milestones": [row for row in times if row[1:] != ["-", "-"]],
-        "published": published.tables(runs, results),
-        "trained_by": [command_of(run.config, run.name) + results_flag(run.path.parent) for run in runs],
-        "found_by": [name_in(run.path, results) + results_flag(results) for run in runs],
-        "settings": sorted(([k, *v] for k, v in fields.items()), key=lambda row: len(set(map(str, row[1:]))) == 1),
-        "format_steps": format_steps,
-        "normalized": _normalized,
-        "random_returns": RANDOM_RETURN,
-    }
-
-
-def _normalized(mean: Estimate, config: PPOConfig) -> Estimate | None:
+def normalized(mean: Estimate, config: PPOConfig) -> Estimate | None:
     """The normalised score, where its constants are published. Scaling is linear: mean and interval scale alike."""
     if config.distribution_mode not in SCORE_RANGE[config.env_name]:
         return None
-    values = (mean.value, mean.low, mean.high)
-    return Estimate(*map(float, normalized_score(values, config.env_name, config.distribution_mode)))
+    return Estimate(*normalized_score(astuple(mean), config.env_name, config.distribution_mode).tolist())
 
 
 def time_to(run: Run, target: float) -> str:
     """When a run was first evaluated at this mean return or more on unseen levels: "98.3k steps, 4 min"; "-": never."""
-    if (found := first_reached(run, "unseen", target)) is None:
+    played = run.evaluation.select("unseen")
+    reached = [step for step in played.checkpoints if played.select("unseen", step).returns.mean() >= target]
+    if not reached:
         return "-"
-    return f"{format_steps(found[0])} steps" + ("" if math.isnan(found[1]) else f", {found[1] / 60:.0f} min")
+    seconds = seconds_at(run, reached[0])
+    return f"{format_steps(reached[0])} steps" + ("" if math.isnan(seconds) else f", {seconds / 60:.0f} min")

@@ -7,17 +7,16 @@
 from __future__ import annotations
 
 import csv
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ppo_lib.checkpoint import write_error
 from ppo_lib.runs import Run, changed_settings, load_runs
-from ppo_lib.stats import Estimate
 from ppo_lib.study import published
 from ppo_lib.study.groups import experiments, seconds_at, summarize_experiment
 
@@ -27,7 +26,8 @@ NOTE = (
     "intervals over seeds first, where there are several, and over their episodes second. gap = train minus unseen. "
     "episodes: of each split, over all seeds. seconds: training time of one run, without evaluations."
 )
-Row = dict[str, object]
+WHOLE = ("seconds", "steps_per_second")  # shown without decimals
+Row = dict[str, Any]
 
 
 def conclude(run_dirs: Sequence[Path]) -> None:
@@ -37,16 +37,17 @@ def conclude(run_dirs: Sequence[Path]) -> None:
     """
     from ppo_lib.study.report import write_report
 
-    runs = load_runs(list(run_dirs))
-    folder = run_dirs[0].parent
+    runs, folder = load_runs(list(run_dirs)), run_dirs[0].parent
     rows = table(runs)
-    cells = [[_shown(*item) for item in row.items()] for row in rows]
+    shown = [{**row, "num_levels": row["num_levels"] or "unlimited"} for row in rows]
+    cells = [[round(v) if name in WHOLE and v == v else v for name, v in row.items()] for row in shown]
     text = f"{markdown_table([name.replace('_', ' ') for name in rows[0]], cells)}\n\n{NOTE}\n"
     for (header, *theirs), note in published.tables(runs, folder.parent):
         text += f"\n{markdown_table(header, theirs)}\n\n{note}\n"
     print(text)
     try:
-        (folder / "table.csv").write_text(_csv(rows), encoding="utf-8")
+        with open(folder / "table.csv", "w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([_flat(rows[0]), *(_flat(row).values() for row in rows)])
         (folder / "table.md").write_text(text, encoding="utf-8")
     except OSError as error:
         raise write_error(error, folder) from None
@@ -62,15 +63,14 @@ def conclude(run_dirs: Sequence[Path]) -> None:
 def table(runs: Sequence[Run]) -> list[Row]:
     """One row per experiment, in the order of the runs.
 
-    Columns: the varied settings (num_levels always), seeds, train, unseen and gap (Estimate or None), episodes of each
-    split over all seeds, steps of each seed, seconds of training until then (mean over seeds), steps_per_second,
-    machine ("" if not known).
+    Columns: the varied settings (num_levels always), seeds ("1 2"), train, unseen and gap (Estimate or None), episodes
+    of each split over all seeds, steps of each seed, seconds of training until then (mean over seeds),
+    steps_per_second, machine ("" if not known).
     """
     groups = experiments(runs)
     changes = (changed_settings(one[0].config, other[0].config) for one in groups for other in groups)
-    fields = dict.fromkeys(name for group in groups for name in group[0].config.to_dict())
-    counts = {"num_levels"}.union(*changes) - {"seed"}
-    varied = [name for name in fields if name in counts]
+    varied = {"num_levels"}.union(*changes) - {"seed"}
+    fields = dict.fromkeys(name for group in groups for name in group[0].config.to_dict() if name in varied)
     rows = []
     for group in groups:
         summary = summarize_experiment(group)
@@ -78,8 +78,8 @@ def table(runs: Sequence[Run]) -> list[Row]:
         known = [seconds for run in group if not np.isnan(seconds := seconds_at(run, steps))]
         seconds = float(np.mean(known)) if known else float("nan")
         rows.append({
-            **{name: getattr(group[0].config, name, None) for name in varied},
-            "seeds": [run.config.seed for run in group],
+            **{name: getattr(group[0].config, name, None) for name in fields},
+            "seeds": " ".join(str(run.config.seed) for run in group),
             "train": summary.train and summary.train.mean,
             "unseen": summary.unseen and summary.unseen.mean,
             "gap": summary.gap,
@@ -87,7 +87,7 @@ def table(runs: Sequence[Run]) -> list[Row]:
             "steps": steps,
             "seconds": seconds,
             "steps_per_second": steps / seconds if seconds else float("nan"),
-            "machine": " / ".join(sorted({machine for run in group if (machine := _machine(run))})),
+            "machine": " / ".join(sorted({*map(_machine, group)} - {""})),
         })  # fmt: skip
     return rows
 
@@ -111,7 +111,6 @@ def _is_number(value: object) -> bool:
 
 
 def _text(value: object) -> str:
-    """A cell of a table in words."""
     if value is None or value == "" or value != value:
         return "-"
     if isinstance(value, (float, np.floating)):
@@ -126,27 +125,12 @@ def _machine(run: Run) -> str:
     return (["", *re.findall(rf"(?:^|[\r\n]){re.escape(run.name)}: ([^,\r\n]*)", text)])[-1].strip()
 
 
-def _csv(rows: Sequence[Row]) -> str:
-    """The table with a column for each bound of each interval."""
-    flat: list[Row] = [{} for _ in rows]
-    for cells, row in zip(flat, rows, strict=True):
-        for name, value in row.items():
-            if name in ("train", "unseen", "gap"):
-                numbers = astuple(value) if isinstance(value, Estimate) else ("", "", "")
-                cells |= zip((name, f"{name}_low", f"{name}_high"), numbers, strict=True)
-            else:
-                cells[name] = _shown("", value)
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, flat[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in cells.items()} for cells in flat)
-    return buffer.getvalue()
-
-
-def _shown(name: str, value: object) -> object:
-    """A cell of the table for people."""
-    if name == "num_levels":
-        return value or "unlimited"
-    if name in ("seconds", "steps_per_second") and not np.isnan(value):
-        return round(value)
-    return " ".join(map(str, value)) if isinstance(value, list) else value
+def _flat(row: Row) -> Row:
+    """A row of table.csv: a column for each bound of each interval."""
+    flat: Row = {}
+    for name, value in row.items():
+        if name in ("train", "unseen", "gap"):
+            flat |= zip((name, f"{name}_low", f"{name}_high"), astuple(value) if value else ("",) * 3, strict=True)
+        else:
+            flat[name] = value
+    return {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in flat.items()}

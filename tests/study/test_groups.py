@@ -26,7 +26,7 @@ def names(found: dict[str, list[Run]]) -> dict[str, list[str]]:
 
 def test_a_summary_rests_on_the_last_evaluation(tmp_path: Path) -> None:
     run = load(tmp_path / "a")
-    summary = groups.summarize_run(run)
+    summary = groups.summarize_experiment(run)
     expected = {split: run.evaluation.select(split, run.steps) for split in SPLITS}
     assert summary.train.mean.value == pytest.approx(expected["train"].returns.mean())
     assert summary.gap.value == pytest.approx(expected["train"].returns.mean() - expected["unseen"].returns.mean())
@@ -38,7 +38,7 @@ def test_a_summary_of_an_unfinished_run(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a")
     (folder / "evaluation.csv").unlink()
     (folder / "metrics.csv").unlink()
-    assert groups.summarize_run(folder) == groups.RunSummary(None, None, None, 0)
+    assert groups.summarize_experiment(folder) == groups.RunSummary(None, None, None, 0)
     assert load_run(folder).steps == 0
 
 
@@ -54,7 +54,7 @@ def test_seeds_are_grouped_and_other_settings_are_not(tmp_path: Path) -> None:
     found = groups.group_experiments(made)
     assert names(found) == {"a (2 seeds)": ["a", "b"]} | {name: [name] for name in "cdef"}
     summary = groups.summarize_experiment(found["a (2 seeds)"])
-    single, other = (groups.summarize_run(run) for run in made[:2])
+    single, other = (groups.summarize_experiment(run) for run in made[:2])
     assert summary.train.mean.value == pytest.approx((single.train.mean.value + other.train.mean.value) / 2)
     assert summary.train.mean.high - summary.train.mean.low > single.train.mean.high - single.train.mean.low
     assert (summary.unseen.runs, summary.unseen.episodes) == (2, 128)
@@ -110,15 +110,6 @@ def test_families_differ_in_more_than_levels_and_seed(tmp_path: Path) -> None:
     families = groups.group_families([made[2], *made[:2]])
     assert families == {"": made[:2], "gamma 0.9, recurrent False": made[2:]}
     assert groups.group_families([]) == {}
-
-
-def test_a_return_is_reached_with_and_without_metrics(tmp_path: Path) -> None:
-    run = load(tmp_path / "a")  # evaluated after 6 and 12 updates of 40 seconds
-    assert groups.first_reached(run, "unseen", 1) == (6 * run.config.batch_size, 240)
-    assert groups.first_reached(run, "unseen", 99) is None
-    (run.path / "metrics.csv").unlink()
-    steps, seconds = groups.first_reached(load_run(run.path), "unseen", 1)
-    assert steps == 6 * run.config.batch_size and np.isnan(seconds)
 
 
 def test_curves_of_seeds_use_the_steps_that_all_have(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_published_results_stand_beside_runs_of_their_protocol(tmp_path: Path) -
     assert ["PPO", "200", "25,000,000", "10", "-", "26.8 ± 1.5", "PLR, arXiv 2010.03934, table 2"] in rows
     other = load_run(make_run(tmp_path / "other", **{**PAPER, "distribution_mode": "hard"}))
     assert published.table([*runs, other], RESULTS) == [] and published.tables(runs, tmp_path) == []
-    assert published.curves(runs, RESULTS).keys() == {"train", "unseen"} and published.curves([other], RESULTS) is None
+    assert published.curves(runs, RESULTS).keys() == {"train", "unseen"} and published.curves([other], RESULTS) == {}
     unlimited = load_run(make_run(tmp_path / "unlimited", **{**PAPER, "num_levels": 0}))
     assert {row[1] for row in published.table([unlimited], RESULTS)[1:]} == {"unlimited"}
 

@@ -17,7 +17,7 @@ from ppo_lib.config import UserError, preset
 from ppo_lib.runs import load_run
 from ppo_lib.study import published
 from ppo_lib.study import report as module
-from ppo_lib.study.groups import summarize_experiment, summarize_run
+from ppo_lib.study.groups import summarize_experiment
 from ppo_lib.study.report import command_of, write_report
 from ppo_lib.video import write_video
 
@@ -160,7 +160,7 @@ def test_report_of_an_unfinished_run(tmp_path: Path, metrics: str, evaluation: s
     expected = {("there", "there"): 4, ("there", ""): 2, ("", "there"): 3, ("", ""): 0}
     assert tags.count("img") == expected[tuple(state * (state == "there") for state in (metrics, evaluation))]
     other = make_run(tmp_path / "other", num_levels=200)
-    assert str(summarize_run(other).gap) in Tags(write_report([folder, other])).text
+    assert str(summarize_experiment(other).gap) in Tags(write_report([folder, other])).text
 
 
 def test_report_of_a_run_with_one_split_or_seeds_without_common_steps(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_report_of_several_runs(tmp_path: Path) -> None:
     assert re.search(r"from all\s+seeds from 50 on", Tags(write_report(folders[:2])).text)
     assert (tmp_path / "report_levels_curve.png").exists()
     other = write_report(folders, tmp_path / "sub" / "compare.html")
-    assert other.exists() and str(summarize_run(folders[2]).unseen.mean) in Tags(other).text
+    assert other.exists() and str(summarize_experiment(folders[2]).unseen.mean) in Tags(other).text
 
 
 def test_a_game_without_published_score(tmp_path: Path) -> None:
