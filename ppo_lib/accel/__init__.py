@@ -1,8 +1,8 @@
 """What makes training fast and changes nothing else: `attach` gives a policy's IMPALA blocks their C functions.
 
-An edited network computes what is written: at every call, a block runs in C only if it is at that moment exactly what
-the C function computes (classes, settings, shapes, types, devices, no hooks). model.py itself may be edited, too: a
-small block as written there must first equal the C function in whole numbers.
+An edited network computes what is written: at each call, a block runs in C only if it is at that moment what the C
+function computes (classes, settings, shapes, types, devices, no hooks). To allow for edits of model.py, a small block
+as written there must first equal the C function in whole numbers.
 """
 
 from __future__ import annotations
@@ -35,16 +35,13 @@ def attach(policy: nn.Module, dtype: torch.dtype | None = None) -> str:
     usable = kernels.load(dtype)[0] is not None and _prove(dtype)
     done = {}
     for module in policy.modules():
-        if getattr(vars(module).get("forward"), "__func__", None) is forward:
+        if _attached(module):
             del module.forward
-    for block in [module for module in policy.modules() if type(module) is ImpalaBlock]:
-        weights = _weights(block, attached=0) if usable else []
-        if weights and kernels.convolves(dtype, *weights[0].shape[:2]):
-            block.forward = types.MethodType(forward, block)
-            done["IMPALA blocks in C"] = True
-        elif weights:
-            block.pool.forward = types.MethodType(forward, block.pool)
-            done["pooling in C"] = True
+    for block in [module for module in policy.modules() if usable and type(module) is ImpalaBlock]:
+        if weights := _weights(block):
+            whole = kernels.convolves(dtype, *weights[0].shape[:2])
+            part, what = (block, "IMPALA blocks in C") if whole else (block.pool, "pooling in C")
+            part.forward, done[what] = types.MethodType(forward, part), True
     return ", ".join(done)
 
 
@@ -52,11 +49,10 @@ def forward(module: nn.Module, x: Tensor) -> Tensor:  # pickle saves its name, a
     """The forward of an ImpalaBlock, or of its pooling, in C where that computes the same."""
     if _takes(x) and type(module) is ImpalaBlock:
         weights = _weights(module)
-        asks_too_much = x.shape[1] == kernels.RGB and x.requires_grad  # C computes no gradient for the image itself
         fits = weights and weights[0].shape[1] == x.shape[1] and kernels.convolves(x.dtype, *weights[0].shape[:2])
-        if fits and not asks_too_much:
+        if fits and not (x.shape[1] == kernels.RGB and x.requires_grad):  # C computes no gradient for the image itself
             return kernels.Block.apply(torch.is_grad_enabled(), x, *weights)
-    elif _takes(x) and _as_written(module, nn.MaxPool2d, attached=1) and x.shape[1] % kernels.LANES == 0:
+    elif _takes(x) and _as_written(module, nn.MaxPool2d) and x.shape[1] % kernels.LANES == 0:
         return kernels.MaxPool.apply(x)
     return type(module).forward(module, x)
 
@@ -70,11 +66,11 @@ def _takes(x: Tensor) -> bool:
     return plain and x.dim() == 4 and x.numel() > 0 and kernels.load(dtype)[0] is not None and not any(GLOBAL_HOOKS)
 
 
-def _weights(block: ImpalaBlock, attached: int = 1) -> list[Tensor]:
+def _weights(block: ImpalaBlock) -> list[Tensor]:
     """Weight and bias of the five convolutions in their order, if the block is as in model.py, else nothing."""
     parts = block._modules
     residuals = [parts.get("residual1"), parts.get("residual2")]
-    written = _as_written(block, ImpalaBlock, attached) and _as_written(parts.get("pool"), nn.MaxPool2d)
+    written = _as_written(block, ImpalaBlock) and _as_written(parts.get("pool"), nn.MaxPool2d)
     if not written or not all(_as_written(part, ResidualBlock) for part in residuals):
         return []
     convs = [parts.get("conv"), *(part._modules.get(name) for part in residuals for name in ("conv1", "conv2"))]
@@ -85,11 +81,15 @@ def _weights(block: ImpalaBlock, attached: int = 1) -> list[Tensor]:
     return found if [x.shape for x in found] == [(c, inputs, 3, 3), (c,), *4 * [(c, c, 3, 3), (c,)]] else []
 
 
-def _as_written(part: nn.Module | None, kind: type[nn.Module], attached: int = 0) -> bool:
+def _attached(module: nn.Module) -> bool:
+    return getattr(vars(module).get("forward"), "__func__", None) is forward
+
+
+def _as_written(part: nn.Module | None, kind: type[nn.Module]) -> bool:
     """Whether a module is of this very class, and as constructed: no hooks, settings or forward of its own but ours."""
     code, count, values, expected = _written[kind]
     same = type(part) is kind and getattr(kind.forward, "__code__", None) is code
-    return same and len(vars(part)) == count + attached and values(vars(part)) == expected
+    return same and len(vars(part)) == count + _attached(part) and values(vars(part)) == expected
 
 
 def _prove(dtype: torch.dtype) -> bool:

@@ -1,6 +1,6 @@
 """How a run uses the machine: device, precision, threads, allocator and micro-batch size.
 
-- `precision=auto` times the encoder in float32 and bf16, and takes bf16 if it is clearly faster; config.json keeps it.
+- `precision=auto` on a CPU times the encoder in float32 and bf16; config.json keeps what was chosen.
 - On Linux, glibc returns each big activation to the system and faults its pages in again at the next use. Raising
   two `mallopt` thresholds keeps them: 100 times fewer page faults, a fifth faster. Huge pages add a few percent.
 - Micro-batches keep activations small on CPUs; on GPUs a minibatch goes through in one piece.
@@ -37,23 +37,19 @@ class Hardware:
     """Where and how a run computes."""
 
     device: torch.device
-    dtype: torch.dtype  # of the encoder
+    precision: str  # of the encoder, as in the config: float32, bf16 or fp16
     micro_batch: int  # steps in one forward and backward pass
     reason: str  # one sentence on why; `prepare` adds what runs in C
-    cuda_graphs: bool = False  # whether graphs.py can record on this device
-
-    @property
-    def precision(self) -> str:
-        """The precision's name in the config: float32, bf16 or fp16."""
-        return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
+    cuda_graphs: bool  # whether graphs.py can record on this device
 
     def prepare(self, policy: nn.Module) -> nn.Module:
         """Move a policy to the device, set its `autocast_dtype` if it has one, attach the CPU kernels; return it."""
         policy.to(self.device)
+        dtype = DTYPES[self.precision]
         if hasattr(policy, "autocast_dtype"):
-            policy.autocast_dtype = None if self.dtype == torch.float32 else self.dtype
+            policy.autocast_dtype = None if dtype == torch.float32 else dtype
         if self.device.type == "cpu":
-            note = attach(policy, self.dtype) or kernels.load(self.dtype)[1]
+            note = attach(policy, dtype) or kernels.load(dtype)[1]
             self.reason += f", {note}" * (note not in self.reason)
         return policy
 
@@ -68,8 +64,7 @@ def configure(config: PPOConfig, recorded: bool = False, local_rank: int = 0, lo
     device, reason = _pick_device(config.device, recorded, local_rank if local_size > 1 else None)
     precision, lacking, instead = config.precision, "fp16", "float32"
     if on_gpu := device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
         lacking, instead = ("", "bf16") if torch.cuda.is_bf16_supported(including_emulation=False) else ("bf16", "fp16")
     else:
         prepare_memory()
@@ -83,7 +78,7 @@ def configure(config: PPOConfig, recorded: bool = False, local_rank: int = 0, lo
         precision, reason = instead, f"{reason}, {instead} (the run's {lacking} is not available here)"
     if on_gpu and torch.cuda.get_device_capability(device) >= (8, 0):
         reason += ", TF32 for float32 products"
-    return Hardware(device, DTYPES[precision], config.minibatch_size if on_gpu else CPU_MICRO_BATCH, reason, on_gpu)
+    return Hardware(device, precision, config.minibatch_size if on_gpu else CPU_MICRO_BATCH, reason, on_gpu)
 
 
 @lru_cache(maxsize=1)
@@ -97,9 +92,8 @@ def prepare_memory() -> None:
     malloc = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)(("malloc", libc))
     blocks = [malloc(BLOCK) for _ in range(3)]  # the heap grows: address space, of which only what is used costs
     for block in filter(None, blocks):
-        first = -(-block // HUGE_PAGE) * HUGE_PAGE
-        size = (block + BLOCK - first) // HUGE_PAGE * HUGE_PAGE
-        libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), 14)  # MADV_HUGEPAGE of mman.h
+        first = ctypes.c_void_p(-(-block // HUGE_PAGE) * HUGE_PAGE)
+        libc.madvise(first, ctypes.c_size_t(BLOCK - HUGE_PAGE), 14)  # MADV_HUGEPAGE of mman.h
         libc.free(ctypes.c_void_p(block))
 
 
@@ -139,12 +133,11 @@ def _faster_on_cpu() -> tuple[str, str]:
         attach(encoder, DTYPES[precision])
     obs = torch.zeros(64, 64, 64, 3, dtype=torch.uint8)
     best = dict.fromkeys(encoders, float("inf"))
-    for _ in range(4):
-        for precision, encoder in encoders.items():
-            start = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                features = encoder(obs)
-            features.float().sum().backward()
-            best[precision] = min(best[precision], time.perf_counter() - start)
+    for precision, encoder in 4 * list(encoders.items()):
+        start = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            features = encoder(obs)
+        features.float().sum().backward()
+        best[precision] = min(best[precision], time.perf_counter() - start)
     ratio = best["float32"] / best["bf16"]
     return "bf16" if ratio > 1.1 else "float32", f"bf16 measured at {ratio:.2f}x the speed of float32"

@@ -28,6 +28,7 @@ FLAGS = ("-O3", "-fopenmp", "-fPIC")
 AVX512 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 NEEDS = {torch.float32: {"avx2", "fma", "bmi2"}, torch.bfloat16: AVX512 | {"avx512_bf16"}}  # of the processor, by type
 RGB, LANES = 3, 16  # channels of an image are three or a multiple of LANES
+INNERMOST = torch.channels_last  # the order in memory of all images here
 INPUTS, OUTPUTS = (RGB, 16, 32), (16, 32)  # channels that block_forward is compiled for
 
 
@@ -88,8 +89,8 @@ class Block(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, keep: bool, x: Tensor, *parameters: Tensor) -> Tensor:
-        weights, biases = [_innermost(w) for w in parameters[::2]], [b.contiguous() for b in parameters[1::2]]
-        x = _innermost(x)
+        x, *weights = (tensor.contiguous(memory_format=INNERMOST) for tensor in (x, *parameters[::2]))
+        biases = [bias.contiguous() for bias in parameters[1::2]]
         y, *kept = (_pooled(x, len(biases[0]), dtype) for dtype in (x.dtype, *keep * [torch.uint8, *4 * [x.dtype]]))
         _call("block_forward", (*x.shape, y.shape[1]), x, weights, biases, y, kept)  # kept: the C struct of that name
         ctx.save_for_backward(x, *weights, *kept)
@@ -99,7 +100,7 @@ class Block(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, *saved = ctx.saved_tensors
-        weights, kept, dy = saved[:5], saved[5:], _innermost(dy)
+        weights, kept, dy = saved[:5], saved[5:], dy.contiguous(memory_format=INNERMOST)
         dx = torch.empty_like(x) if ctx.needs_input_grad[1] else None
         dw, db = [torch.empty_like(w) for w in weights], [torch.empty(len(w)) for w in weights]
         _call("block_backward", (*x.shape, dy.shape[1]), x, weights, dy, kept, dx, dw, db)
@@ -111,7 +112,7 @@ class MaxPool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
-        x, ctx.shape = _innermost(x), x.shape
+        x, ctx.shape = x.contiguous(memory_format=INNERMOST), x.shape
         y, place = _pooled(x, x.shape[1]), _pooled(x, x.shape[1], torch.uint8)
         _call("pool_forward", ctx.shape, x, y, place)
         ctx.save_for_backward(place)
@@ -120,29 +121,25 @@ class MaxPool(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dy: Tensor) -> Tensor:
-        dx = torch.empty(ctx.shape, dtype=dy.dtype, memory_format=torch.channels_last)
-        _call("pool_backward", ctx.shape, _innermost(dy), *ctx.saved_tensors, dx)
+        dx = torch.empty(ctx.shape, dtype=dy.dtype, memory_format=INNERMOST)
+        _call("pool_backward", ctx.shape, dy.contiguous(memory_format=INNERMOST), *ctx.saved_tensors, dx)
         return dx
-
-
-def _innermost(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _pooled(x: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
     """Room for what a pooling of x leaves."""
     shape = len(x), channels, (x.shape[2] + 1) // 2, (x.shape[3] + 1) // 2
-    return torch.empty(shape, dtype=dtype or x.dtype, memory_format=torch.channels_last)
+    return torch.empty(shape, dtype=dtype or x.dtype, memory_format=INNERMOST)
 
 
-def _call(name: str, shape: tuple[int, ...], x: Tensor, *arguments: Tensor | Sequence[Tensor] | None) -> None:
+def _call(name: str, shape: tuple[int, ...], *arguments: Tensor | list[Tensor] | None) -> None:
     """Call a C function on tensors and lists of tensors. shape: of its input [B, C, H, W], and for a block C'."""
-
-    def pointer(a: Tensor | Sequence[Tensor] | None) -> object:
+    pointers: list[object] = [None] * len(arguments)  # for None and empty lists
+    for i, a in enumerate(arguments):
         if isinstance(a, Tensor):
-            return ctypes.c_void_p(a.data_ptr())
-        return (ctypes.c_void_p * len(a))(*(tensor.data_ptr() for tensor in a)) if a else None
-
+            pointers[i] = ctypes.c_void_p(a.data_ptr())
+        elif a:
+            pointers[i] = (ctypes.c_void_p * len(a))(*(tensor.data_ptr() for tensor in a))
     n, c, h, w, *more = shape
     sizes = map(ctypes.c_long, (n, h, w, c, *more))
-    getattr(load(x.dtype)[0], name)(*map(pointer, (x, *arguments)), *sizes, torch.get_num_threads())
+    getattr(load(arguments[0].dtype)[0], name)(*pointers, *sizes, torch.get_num_threads())
