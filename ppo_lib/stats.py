@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -67,22 +67,21 @@ class Summary:
     std: float  # of single episodes, over all runs
     episodes: int
     runs: int
-    length: float = float("nan")  # mean steps per episode
+    length: float  # mean steps per episode; nan if not known
 
 
-def interquartile_mean(values: ArrayLike, axis: int = -1) -> Array:
-    """Mean of the middle half: floor(n / 4) values are dropped at each end. Of the scores of runs, it is the average
-    that Agarwal et al. 2021 (arXiv 2108.13264) recommend: less moved by outliers than the mean, less wasteful than the
-    median."""
-    ordered = np.sort(np.asarray(values, dtype=np.float64), axis=axis)
-    n = ordered.shape[axis]
-    return ordered.take(range(n // 4, n - n // 4), axis).mean(axis)
+def interquartile_mean(values: ArrayLike) -> Array:
+    """Mean of the middle half along the last axis: floor(n / 4) values are dropped at each end. Of the scores of runs,
+    it is the average that Agarwal et al. 2021 (arXiv 2108.13264) recommend: less moved by outliers than the mean, less
+    wasteful than the median."""
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    n = ordered.shape[-1]
+    return ordered[..., n // 4 : n - n // 4].mean(axis=-1)
 
 
 def bootstrap_ci(values: ArrayLike | Runs, resamples: int = 10_000) -> tuple[float, float]:
     """The 95% interval of `estimate`: (low, high)."""
-    found = estimate(values, resamples)
-    return found.low, found.high
+    return astuple(estimate(values, resamples))[1:]
 
 
 def estimate(values: ArrayLike | Runs, resamples: int = 10_000) -> Estimate:
@@ -99,7 +98,7 @@ def estimate(values: ArrayLike | Runs, resamples: int = 10_000) -> Estimate:
 def summarize(values: ArrayLike | Runs, lengths: ArrayLike = np.nan, resamples: int = 10_000) -> Summary:
     """Mean and interquartile mean with 95% intervals, of values as in `estimate`. lengths: steps of the episodes."""
     runs = _as_runs(values)
-    scores, rng = _scores(runs), np.random.default_rng(0)
+    scores, rng = np.array([run.mean() for run in runs]), np.random.default_rng(0)
     samples = _resample(runs, rng.integers(len(runs), size=(resamples, len(runs))), rng)
     everything = np.concatenate(runs)
     return Summary(
@@ -122,7 +121,8 @@ def difference(first: ArrayLike | Runs, second: ArrayLike | Runs, paired: Sequen
     sides = ours, theirs = _as_runs(first), _as_runs(second)
     if len(ours) != len(theirs):
         raise UserError(f"A difference needs both sides of every run: there are {len(ours)} and {len(theirs)}.")
-    value, fewer = _scores(ours).mean() - _scores(theirs).mean(), min(sum(map(len, side)) for side in sides)
+    value = np.mean([a.mean() - b.mean() for a, b in zip(ours, theirs, strict=True)])
+    fewer = min(sum(map(len, side)) for side in sides)
     for i in np.flatnonzero(paired):
         ours[i], theirs[i] = ours[i] - theirs[i], np.zeros(1)
     rng = np.random.default_rng(0)
@@ -156,11 +156,6 @@ def _as_runs(values: ArrayLike | Runs) -> list[Array]:
     if not all(run.ndim == 1 and run.size and np.isfinite(run).all() for run in runs):
         raise UserError("An average needs episodes, and finite returns: evaluate the run first, or again.")
     return runs
-
-
-def _scores(runs: Runs) -> Array:
-    """[runs] mean returns."""
-    return np.array([run.mean() for run in runs])
 
 
 def _resample(runs: Runs, choice: NDArray[np.int64], rng: np.random.Generator) -> Array:

@@ -44,9 +44,8 @@ def summarize_experiment(runs: Runs) -> RunSummary:
 
 def seconds_at(run: Run, steps: int) -> float:
     """Seconds of training until a number of steps; nan where metrics.csv doesn't say."""
-    if not {"steps", "seconds"} <= run.metrics.keys():
-        return float("nan")
-    return float(np.interp(steps, run.metrics["steps"], run.metrics["seconds"]))
+    known = "seconds" in run.metrics
+    return float(np.interp(steps, run.metrics["steps"], run.metrics["seconds"])) if known else float("nan")
 
 
 def common_metric(runs: Sequence[Run], name: str) -> tuple[Array, Array]:
