@@ -165,10 +165,10 @@ class TrainingPanel:
         for name, value in values.items() if self.running else ():
             put(self.sliders[name], value)
 
-    def wait(self, timeout: float | None = None) -> None:
-        """Wait until the training has ended, at most `timeout` seconds. Interrupting the cell stops and saves it."""
+    def wait(self) -> None:
+        """Wait until the training has ended. Interrupting the cell stops and saves it."""
         try:
-            self._ended.wait(timeout)  # an interrupted join() would make Python 3.11 take the thread for dead
+            self._ended.wait()  # an interrupted join() would make Python 3.11 take the thread for dead
         except KeyboardInterrupt:
             self.stop()
             self._ended.wait()
@@ -252,10 +252,8 @@ def stop_all(timeout: float | None = None) -> None:
 
 
 def live_curve(run_dir: Path | str, now: dict[str, float] | None = None) -> Figure:
-    """The learning curve of a run's folder with every change of LIVE fields marked; empty axes if there is no run.
-
-    now: the values in use, where they may be newer than the last finished update.
-    """
+    """The learning curve of a run's folder, every change of LIVE fields marked; empty axes if there is no run. now: the
+    values in use, where they may be newer than the last finished update."""
     path = Path(run_dir)
     if not (path / "config.json").is_file():
         figure, [axis] = plots.new_figure(1, 1)

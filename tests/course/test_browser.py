@@ -153,7 +153,6 @@ def test_training_panel(page, project):
     wait(lambda: metrics()[-1] < start, 60, "the learning rate did not change")
     press(page, "Pause")
     page.get_by_role("status").filter(has_text="Paused").wait_for()
-    page.locator(".jp-OutputArea-output img").last.scroll_into_view_if_needed()
     shot(page, "paused.png")
     held = len(metrics())
     time.sleep(1)
@@ -172,7 +171,7 @@ def learning_rates(folder: Path, run: str) -> Callable[[], list[float]]:
     """A function that reads the logged learning rates of a run somewhere in a folder."""
 
     def read() -> list[float]:
-        found = [path for path in folder.rglob("metrics.csv") if path.parent.name == run]
+        found = [path.parent for path in folder.rglob("metrics.csv") if path.parent.name == run]
         return list(read_metrics(found[0]).get("learning_rate", ())) if found else []
 
     return read

@@ -93,15 +93,15 @@ def test_ppo_solves_the_bandit():
 
 
 def test_ppo_with_the_real_encoder_solves_the_bandit():
-    config = toy.toy_config(total_steps=6_400, num_steps=10)
+    config = toy.toy_config(total_steps=3_200, num_steps=10, num_epochs=2)
     policy = ActorCritic(4, recurrent=False, obs_shape=(8, 8, 3), seed=0)
     _, curve = toy.train("bandit", config, policy=policy)
     assert curve["return_mean"][-1] > 0.9
 
 
 def test_only_the_gru_solves_the_memory_task():
-    _, with_gru = toy.train("memory", toy.toy_config(total_steps=25_600, recurrent=True))
-    _, without = toy.train("memory", toy.toy_config(total_steps=25_600))
+    _, with_gru = toy.train("memory", toy.toy_config(total_steps=19_200, recurrent=True))
+    _, without = toy.train("memory", toy.toy_config(total_steps=19_200))
     assert with_gru["return_mean"][-1] > 0.95
     assert without["return_mean"][-3:].mean() < 0.4  # guessing earns 0.25
 

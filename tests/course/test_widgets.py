@@ -165,7 +165,7 @@ def test_panel_trains_to_the_end(panel):
     empty = made.controls.png
     assert made.pause_button.disabled and made.stop_button.disabled and not made.start_button.disabled
     made.start_button.click()
-    made.wait(PATIENCE)
+    made.wait()
     assert not made.running and not made.failure
     assert read_metrics(made.run_dir)["steps"][-1] == 128
     assert load_run(made.run_dir).evaluation.checkpoints == [128]
@@ -198,7 +198,7 @@ def test_pause_steer_stop_and_continue(panel):
     goal = made.trainer.steps + 192
     wait_until(lambda: made.trainer.steps >= goal)
     made.stop_button.click()
-    made.wait(PATIENCE)
+    made.wait()
     assert not made.running and made.start_button.description == "Continue"
 
     run = load_run(made.run_dir)
@@ -211,7 +211,7 @@ def test_pause_steer_stop_and_continue(panel):
 
     before = run.steps
     again = panel()  # the same cell, run again or after a disconnect
-    again.run_for(1).wait(PATIENCE)
+    again.run_for(1).wait()
     assert load_run(again.run_dir).steps == before + 64
     assert read_metrics(again.run_dir)["learning_rate"][-1] == 1e-4
     assert again.sliders["learning_rate"].value == pytest.approx(1e-4)
@@ -222,7 +222,7 @@ def test_set_before_the_games_are_ready(panel):
     made = panel()
     made.run_for(2)
     made.set(learning_rate=1e-4)
-    made.wait(PATIENCE)
+    made.wait()
     assert not made.failure and read_metrics(made.run_dir)["learning_rate"].tolist() == [1e-4, 1e-4]
     assert not made.running and (made.run_dir / "checkpoint.pt").exists()
 
@@ -265,9 +265,9 @@ def test_stop_before_the_first_update(panel):
     made = panel()
     made.start()
     made.stop()
-    made.wait(PATIENCE)
+    made.wait()
     assert not made.running and not made.failure
-    made.run_for(1).wait(PATIENCE)
+    made.run_for(1).wait()
     assert read_metrics(made.run_dir)["steps"].tolist() == [64]
 
 
@@ -291,19 +291,19 @@ def test_bad_value_is_explained(panel):
 def test_a_run_with_other_settings_is_kept(panel):
     """The panel says what differs, and offers another name."""
     made = panel()
-    made.run_for(1).wait(PATIENCE)
+    made.run_for(1).wait()
     made.form["num_levels"].value = "10"
     assert "num_levels 50 -&gt; 10" in made.message.value and made.start_button.disabled
     made.name.value = "other"
     assert not made.message.value and made.start_button.description == "Start"
-    made.run_for(1).wait(PATIENCE)
+    made.run_for(1).wait()
     assert load_run(made.run_dir).config.num_levels == 10
 
 
 def test_a_committed_run_is_kept(panel, tmp_path):
     """A run whose policy is there but whose checkpoint isn't can't be resumed, and must not be overwritten."""
     made = panel()
-    made.run_for(1).wait(PATIENCE)
+    made.run_for(1).wait()
     for file in made.run_dir.glob("checkpoint*"):
         file.unlink()
     metrics = (made.run_dir / "metrics.csv").read_text()
@@ -318,7 +318,7 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_afresh(panel, tiny):
     made = panel()
     made.run_dir.mkdir()
     (made.run_dir / "config.json").write_text(tiny(total_steps=100_000).to_json())
-    made.run_for(1).wait(PATIENCE)
+    made.run_for(1).wait()
     assert not made.failure and read_metrics(made.run_dir)["steps"].tolist() == [64]
 
 
@@ -332,10 +332,10 @@ def test_failure_is_shown(panel, monkeypatch, capsys):
         patch.setattr(Trainer, "update", fail)
         made = panel()
         made.start()
-        made.wait(PATIENCE)
+        made.wait()
     assert "RuntimeError: the network is down" in made.message.value
     assert "the network is down" in capsys.readouterr().out and not made.start_button.disabled
-    made.run_for(1).wait(PATIENCE)
+    made.run_for(1).wait()
     assert not made.failure
 
 
@@ -343,18 +343,18 @@ def test_more_steps_continue_a_run(panel):
     """As on the command line: the length of a run may change, with precision and device as the run recorded them."""
     made = panel(total_steps=128, precision="auto", device="auto")
     made.start()
-    made.wait(PATIENCE)
+    made.wait()
     recorded = read_config(made.run_dir)
     assert recorded.precision != "auto" and recorded.device != "auto"
     made.form["total_steps"].value = "2.56e2"
     assert not made.message.value and made.start_button.description == "Continue"
     made.start()
-    made.wait(PATIENCE)
+    made.wait()
     assert not made.failure and read_metrics(made.run_dir)["steps"][-1] == 256
     assert read_config(made.run_dir) == recorded.replace(total_steps=256)
     made.form["total_steps"].value = "64"  # fewer than it has: only the checkpoint knows
     made.start()
-    made.wait(PATIENCE)
+    made.wait()
     assert "has trained for 256 steps already" in made.message.value
 
 
@@ -442,6 +442,6 @@ def test_annealed_learning_rate_has_no_slider(panel):
     made.run_for(3)
     wait_until(lambda: made.trainer is not None and made.trainer.steps)
     assert made.sliders["learning_rate"].disabled and not made.sliders["clip_range"].disabled
-    made.wait(PATIENCE)
+    made.wait()
     run = load_run(made.run_dir)
     assert len(set(run.metrics["learning_rate"])) == 3 and not live_changes(run, {})
