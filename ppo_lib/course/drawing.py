@@ -84,13 +84,14 @@ def rollout(axis: Axes, values: ArrayLike, done: ArrayLike, *, name: str = "", c
 
 def groups(axis: Axes, group: ArrayLike, done: ArrayLike, *, name: str = "") -> None:
     """Which group each step of a rollout belongs to, an int array [T, N], in colours; groups count from 0."""
-    count = int(np.max(group)) + 1
+    group = np.asarray(group)  # numpy's functions refuse a torch tensor
+    count = int(group.max()) + 1
     colors = ListedColormap([run_color(index) for index in range(count)])
     _by_time(axis, group, done, name, cmap=colors, alpha=0.75, vmin=-0.5, vmax=count - 0.5)
 
 
 def _by_time(axis: Axes, values: ArrayLike, done: ArrayLike, title: str = "", **options: Any) -> AxesImage:
-    image = matrix(axis, np.transpose(values), TIME, ENVIRONMENT, title, aspect="auto", **options)
+    image = matrix(axis, np.asarray(values).T, TIME, ENVIRONMENT, title, aspect="auto", **options)
     for t, n in np.argwhere(np.asarray(done)):
         axis.plot([t + 0.5, t + 0.5], [n - 0.5, n + 0.5], color="black", lw=2, solid_capstyle="butt")
     return image

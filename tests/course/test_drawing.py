@@ -7,6 +7,7 @@ import io
 import matplotlib.style
 import numpy as np
 import pytest
+import torch
 from figure_audit import unnamed
 
 from ppo_lib.course import drawing
@@ -63,7 +64,7 @@ def test_rollout_runs_to_the_right_with_a_bar_at_each_end(done):
 def test_groups_and_matrix_name_their_axes(done):
     """Both show arrays as they are."""
     figure, axes = drawing.canvas(1, 2)
-    drawing.groups(axes[0], np.arange(18).reshape(6, 3) % 4, done, name="minibatch")
+    drawing.groups(axes[0], torch.arange(18).reshape(6, 3) % 4, done, name="minibatch")
     drawing.matrix(axes[1], np.eye(3), "input", "output", "weights")
     drawn(figure)
     assert axes[0].images[0].get_array().shape == (3, 6)
