@@ -43,28 +43,25 @@ def atomic_write(path: Path, mode: str = "w", keep: Path | None = None) -> Itera
     mode: "w" (UTF-8, line ends as written) or "wb"; keep: where the old file moves, if it is to be kept.
     """
     temporary = path.with_suffix(".tmp")
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
-        with open(temporary, mode, **text) as file:
+        with open(temporary, mode, **({"encoding": "utf-8", "newline": ""} if mode == "w" else {})) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         if keep is not None and path.exists():
             os.replace(path, keep)
         os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
+    finally:
+        with suppress(OSError):  # there after an error alone
             temporary.unlink()
-        raise
 
 
 def write_error(error: OSError, path: Path) -> UserError:
     """One sentence about a failed write: its cause, and a remedy where the cause has one."""
-    name = errno.errorcode.get(error.errno or 0)
-    if name in ("ENOSPC", "EDQUOT"):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"The disk is full: {path} could not be written. Free some space; what was saved is kept.")
-    closed = name in ("EACCES", "EPERM", "EROFS", "ENOTDIR", "EISDIR", "EEXIST")
-    remedy = "; choose another folder with --results" if closed else ""
+    closed = isinstance(error, (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError))
+    remedy = "; choose another folder with --results" if closed or error.errno == errno.EROFS else ""
     return UserError(f"{path} could not be written ({error.strerror or error}){remedy}.")
 
 
@@ -115,8 +112,8 @@ def can_resume(run_dir: Path) -> bool:
     if not begun or has_checkpoint(run_dir):
         return begun
     run = load_run(run_dir)
-    end, first = run.config.last_step, min(run.config.checkpoint_interval, run.config.last_step) + run.config.batch_size
-    if (run_dir / POLICY).exists() or end in run.evaluation.checkpoints or run.steps >= first:
+    saved = min(run.config.checkpoint_interval, run.config.last_step) + run.config.batch_size  # at the latest
+    if (run_dir / POLICY).exists() or len(run.evaluation) or run.steps >= saved:
         remedy = "remove the folder to train it again, or choose another name"
         raise UserError(f"The run {run_dir} has no checkpoint to resume from (git keeps none): {remedy}.")
     return False
@@ -140,9 +137,9 @@ def load_checkpoint(run_dir: Path) -> dict[str, object]:
 
 def save_policy(run_dir: Path, weights: dict[str, Tensor], config: PPOConfig, steps: int) -> None:
     """Write run_dir/policy.pt: a policy's state_dict in float16, config, and the steps it was trained for."""
-    weights = {name: w.detach().cpu().contiguous() for name, w in weights.items()}
-    weights = {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
-    _write(run_dir / POLICY, "policy", {"config": config.to_dict(), "steps": steps, "policy": weights})
+    halves = {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
+    halves = {name: w.detach().cpu().contiguous() for name, w in halves.items()}
+    _write(run_dir / POLICY, "policy", {"config": config.to_dict(), "steps": steps, "policy": halves})
 
 
 def load_policy(path: Path | str, policy: nn.Module | None = None) -> tuple[nn.Module, PPOConfig, int]:
@@ -174,22 +171,18 @@ def _write(path: Path, kind: str, content: dict[str, object], keep: Path | None 
 def _read(path: Path, kind: str) -> dict[str, object]:
     if not path.exists():
         raise CheckpointError(f"There is no {path.name} in {path.parent}; train this run, or choose another one.")
+    data = io.BytesIO(path.read_bytes())
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path} could not be read ({error.strerror}).") from None
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        with zipfile.ZipFile(data) as archive:
             if archive.testzip() is not None:  # torch.load doesn't look at the checksums
                 raise ValueError
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        data.seek(0)
+        content = torch.load(data, map_location="cpu", weights_only=True)
         found, version = content["kind"], content["format"]
     except Exception:  # damaged bytes raise anything: BadZipFile, IndexError, UnpicklingError, …
         raise CheckpointError(f"{path} is damaged or was not written by this project: it can't be read.") from None
-    if found != kind:
-        raise CheckpointError(f"{path} is a {found}, not a {kind}.")
-    if version > FORMAT:
-        raise CheckpointError(f"{path} has format {version}, newer than {FORMAT}, which this ppo_lib reads: update it.")
+    if found != kind or version > FORMAT:
+        raise CheckpointError(f"{path} is a {found} of format {version}, not a {kind} of format {FORMAT} or older.")
     return content
 
 
@@ -213,11 +206,10 @@ class RunFolder:
         if changes := fixed_changes(saved, wanted):
             remedy = "resume it without these changes, or start a new run with another --run name"
             self._refuse(f"was started with another config ({changes}); {remedy}")
-        processes, steps = 1 + len(checkpoint.get("others", ())), checkpoint["steps"]
-        if processes != self.processes:
+        if self.processes != (processes := 1 + len(checkpoint.get("others", ()))):
             how = f"torchrun --nproc_per_node={processes}" if processes > 1 else "python, without torchrun"
             self._refuse(f"was trained by {processes} process(es), not {self.processes}: resume it with {how}")
-        if wanted.last_step < steps:
+        if wanted.last_step < (steps := checkpoint["steps"]):
             remedy = f"more than the {wanted.last_step:,} asked for: give more --total-steps, or leave them out"
             self._refuse(f"has trained for {steps:,} steps already, {remedy}")
         return checkpoint

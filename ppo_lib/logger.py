@@ -12,13 +12,14 @@ import csv
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from ppo_lib.checkpoint import atomic_write, write_error
+from ppo_lib.checkpoint import atomic_write
 from ppo_lib.runs import read_rows
 
 
@@ -26,26 +27,24 @@ class Logger:
     """Writes one update at a time.
 
     steps: where the run stands (0 unless resumed); newer rows are removed, so that no update appears twice.
-    progress: whether to show a progress bar and messages. Raises UserError if metrics.csv can't be read or written.
+    progress: whether to show a progress bar and messages. Raises as keep_rows.
     """
 
     def __init__(self, run_dir: Path, total_steps: int, steps: int = 0, progress: bool = True) -> None:
         self.path, self.progress = run_dir / "metrics.csv", progress
         self._failed: set[str] = set()
-        try:
-            self._open((), steps)
-        except OSError as error:
-            raise write_error(error, self.path) from None
+        self._open((), steps)
         self.events: SummaryWriter = self._try("TensorBoard", SummaryWriter, str(run_dir), "", steps + 1)
-        bar = dict(total=total_steps, initial=steps, unit="step", dynamic_ncols=True, disable=not progress)
-        self.bar: tqdm = self._try("The progress bar", lambda: tqdm(**bar))
+        bar = partial(tqdm, total=total_steps, initial=steps, unit="step", dynamic_ncols=True, disable=not progress)
+        self.bar: tqdm = self._try("The progress bar", bar)
 
     def update(self, metrics: Mapping[str, float]) -> None:
         """Write one update's metrics, "steps" first, everywhere. Raises OSError if metrics.csv can't be written."""
         if new := [name for name in metrics if name not in self.columns]:
             self.file.close()
             self._open([*self.columns, *new], math.inf)
-        csv.writer(self.file).writerow(_short(metrics[name]) if name in metrics else "" for name in self.columns)
+        values = (metrics.get(name, "") for name in self.columns)
+        csv.writer(self.file).writerow(value if isinstance(value, (int, str)) else f"{value:.6g}" for value in values)
         self.file.flush()
         shown = {name: value for name, value in metrics.items() if name not in ("steps", "seconds")}
         self._try("TensorBoard", self._scalars, "train/{}", shown, metrics["steps"])
@@ -94,8 +93,11 @@ class Logger:
 
 
 def keep_rows(path: Path, columns: Sequence[str], steps: float) -> list[str]:
-    """Keep the rows of a CSV up to `steps`, add the columns that it lacks, return all. UserError as read_rows."""
-    rows = read_rows(path, ("steps",), lambda row: {**row, "steps": int(row["steps"])}) if path.exists() else []
+    """Keep the rows of a CSV up to `steps`, add the columns that it lacks, return all columns.
+
+    Raises UserError as read_rows, and OSError if the file can't be written.
+    """
+    rows = read_rows(path, ("steps",), lambda row: {**row, "steps": int(row["steps"])})
     columns = list(dict.fromkeys([*(rows[0] if rows else ()), *columns]))
     if columns:
         with atomic_write(path) as file:
@@ -103,7 +105,3 @@ def keep_rows(path: Path, columns: Sequence[str], steps: float) -> list[str]:
             writer.writeheader()
             writer.writerows(row for row in rows if row["steps"] <= steps)
     return columns
-
-
-def _short(number: float) -> str:
-    return str(number) if isinstance(number, int) else f"{number:.6g}"

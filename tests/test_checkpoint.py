@@ -103,7 +103,7 @@ def test_a_policy_is_no_checkpoint(run):
     save_policy(run, policy.state_dict(), PPOConfig(recurrent=False), 10)
     os.replace(run / POLICY, run / CHECKPOINT)
     (run / PREVIOUS).unlink()
-    with pytest.raises(CheckpointError, match="is a policy, not a checkpoint"):
+    with pytest.raises(CheckpointError, match="is a policy of format 1, not a checkpoint"):
         load_checkpoint(run)
 
 

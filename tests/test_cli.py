@@ -1,4 +1,7 @@
-"""The command line as a user meets it: whole runs on the real game, real kills, and every mistake explained."""
+"""The command line as a user meets it: whole runs on the real game, real kills, and every mistake explained.
+
+Most commands run in the tests' own process; a process of its own has what is killed or prints into a pipe.
+"""
 
 import csv
 import json
@@ -10,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +21,7 @@ import pytest
 import torch
 
 from ppo_lib import evaluate as evaluation
+from ppo_lib import video
 from ppo_lib.__main__ import FIELDS, main
 from ppo_lib.checkpoint import load_checkpoint, load_policy
 from ppo_lib.ppo import PPO
@@ -26,42 +31,32 @@ TINY = shlex.split(
     "--num-envs 4 --num-steps 16 --num-minibatches 2 --num-epochs 1 --sequence-length 8 --eval-episodes 2 "
     "--checkpoint-interval 64 --device cpu --precision float32"
 )
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
 
 
-def start(folder, *arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", "ppo_lib", *map(str, arguments)],
-        cwd=folder, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+def start(folder, *arguments, **options):
+    options = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder, env=ENVIRONMENT, text=True) | options
+    return subprocess.Popen([sys.executable, "-m", "ppo_lib", *map(str, arguments)], **options)
 
 
-def run(folder, *arguments):
-    process = start(folder, *arguments)
+def finish(process):
     process.out, process.err = process.communicate(timeout=300)
     return process
 
 
-@pytest.fixture
-def refused(monkeypatch, capsys):
-    """Run in this process and expect exit code 2 with one sentence, and a folder that stays as it was."""
-
-    def check(folder, *arguments, words):
-        before = snapshot(folder)
-        monkeypatch.chdir(folder)
-        assert main([str(argument) for argument in arguments]) == 2
-        shown = capsys.readouterr()
-        assert shown.err.startswith("error: ") and shown.err.count("\n") == 1, shown.err
-        assert re.search(words, shown.err), shown.err
-        assert shown.out == ""
-        assert snapshot(folder) == before
-
-    return check
+@pytest.fixture(scope="module", autouse=True)
+def _small():
+    """Videos of a second, and one thread as in ENVIRONMENT."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        for name in ("record_video", "record_comparison"):
+            patch.setattr(video, name, partial(getattr(video, name), max_seconds=1))
+        yield
 
 
 @pytest.fixture
-def here(monkeypatch, capsys, tmp_path):
-    """Run a command in this process, in a folder: as `run`, without the seconds that torch takes to load."""
+def here(monkeypatch, capsys):
+    """Run a command in this process, in a folder."""
 
     def call(folder, *arguments):
         monkeypatch.chdir(folder)
@@ -70,8 +65,22 @@ def here(monkeypatch, capsys, tmp_path):
         out, err = capsys.readouterr()
         return SimpleNamespace(returncode=code, out=out, err=err)
 
-    call.folder = tmp_path
     return call
+
+
+@pytest.fixture
+def refused(here):
+    """Expect exit code 2 with one sentence, and a folder that stays as it was."""
+
+    def check(folder, *arguments, words):
+        before = snapshot(folder)
+        process = here(folder, *arguments)
+        assert process.returncode == 2 and process.out == ""
+        assert process.err.startswith("error: ") and process.err.count("\n") == 1, process.err
+        assert re.search(words, process.err), process.err
+        assert snapshot(folder) == before
+
+    return check
 
 
 def until(condition):
@@ -93,31 +102,26 @@ def rows(path):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A folder in which one tiny run was trained, evaluated, recorded and reported by one command."""
+    """A folder in which one tiny run was trained and evaluated by one command."""
     folder = tmp_path_factory.mktemp("project")
-    process = run(folder, "train", "--run", "first", "--total-steps", 128, "--finish", *TINY)
+    process = finish(start(folder, "train", "--run", "first", "--total-steps", 128, *TINY))
     assert process.returncode == 0, process.err
-    folder.joinpath("stdout.txt").write_text(process.out)
-    folder.joinpath("stderr.txt").write_text(process.err)
+    shown = process.err + process.out
+    assert not re.search(r"(?i)warning|deprecat|gym has been unmaintained|traceback", shown), shown  # our words alone
     return folder
 
 
-def test_train_finish_leaves_everything_and_says_where(project):
-    out = (project / "stdout.txt").read_text()
-    report, video = re.search(r"Report: (.*)", out)[1], re.search(r"Video: +(.*)", out)[1]
-    assert (report, video) == ("results/first/report.html", "videos/first.mp4")
-    assert (project / report).stat().st_size > 10_000 and (project / video).stat().st_size < 1_000_000
+def test_train_finish_leaves_everything_and_says_where(project, here):
+    out = here(project, "train", "--run", "first", "--resume", "--finish").out
+    report, film = re.search(r"Report: (.*)", out)[1], re.search(r"Video: +(.*)", out)[1]
+    assert (report, film) == ("results/first/report.html", "videos/first.mp4")
+    assert (project / report).stat().st_size > 10_000 and 1000 < (project / film).stat().st_size < 1_000_000
     folder = project / "results" / "first"
     assert [int(row["steps"]) for row in rows(folder / "metrics.csv")] == [64, 128]
     assert {row["split"] for row in rows(folder / "evaluation.csv")} == {"train", "unseen"}
     assert (folder / "policy.pt").stat().st_size < 2.5e6
     assert json.loads((folder / "config.json").read_text())["num_envs"] == 4
     assert any(folder.glob("events.out.tfevents*")) and any(folder.glob("*.png"))
-
-
-def test_only_our_own_words_on_the_screen(project):
-    shown = (project / "stderr.txt").read_text() + (project / "stdout.txt").read_text()
-    assert not re.search(r"(?i)warning|deprecat|gym has been unmaintained|traceback", shown), shown
 
 
 def test_a_new_run_gets_a_name_of_its_own(project, here):
@@ -130,7 +134,8 @@ def test_evaluate_adds_episodes_and_prints_intervals(project, here):
     folder = project / "results" / "first"
     process = here(project, "evaluate", "first", "--episodes", 3)
     assert process.returncode == 0, process.err
-    assert re.search(r"unseen levels, 3 episodes: mean return .*\[.*\]", process.out) and "gap" in process.out
+    assert re.search(r"unseen levels, 3 episodes: mean return .*\[.*\], normalised", process.out)
+    assert "gap" in process.out and "IQM" not in process.out  # of a single run, it would be the mean
     found = rows(folder / "evaluation.csv")
     assert len(found) == 6 and {row["steps"] for row in found} == {"128"}
     process = here(project, "evaluate", "first", "--episodes", 2, "--greedy")
@@ -178,61 +183,50 @@ def test_runs_of_a_sweep_keep_their_name_in_commands_and_videos(project, here):
     assert "<video" in page and "python -m ppo_lib evaluate s/first\n" in page
 
 
-@pytest.mark.parametrize("recurrent", ["--recurrent", "--no-recurrent"])
-def test_sigkill_and_resume_equals_one_go(tmp_path, recurrent):
-    flags = [*TINY, recurrent, "--eval-interval", 128, "--total-steps", 384]
-    whole = run(tmp_path, "train", "--run", "whole", *flags)
-    assert whole.returncode == 0, whole.err
-
+def test_sigkill_and_resume_equals_one_go(tmp_path, here):
+    flags = [*TINY, "--eval-interval", 128, "--total-steps", 384]
     folder = tmp_path / "results" / "killed"
     process = start(tmp_path, "train", "--run", "killed", *flags)
     until((folder / "checkpoint.pt").exists)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert load_checkpoint(folder)["steps"] < 384
+    process.kill()
+    finish(process)
+    assert process.returncode == -signal.SIGKILL and load_checkpoint(folder)["steps"] < 384
 
-    resumed = run(tmp_path, "train", "--run", "killed", "--resume")
-    assert resumed.returncode == 0, resumed.err
+    assert here(tmp_path, "train", "--run", "killed", "--resume").returncode == 0
+    assert here(tmp_path, "train", "--run", "whole", *flags).returncode == 0
     for name in ("metrics.csv", "evaluation.csv"):
         assert rows(folder / name) == rows(tmp_path / "results" / "whole" / name)
     one, other = (load_checkpoint(tmp_path / "results" / name)["ppo"]["policy"] for name in ("killed", "whole"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGHUP])
-def test_an_interrupt_saves_and_says_how_to_resume(tmp_path, kind):
+def test_an_interrupt_saves_and_says_how_to_resume(tmp_path, here):
     """In a folder with a space, and with a second signal while the checkpoint is being written."""
     process = start(tmp_path, "train", "--run", "long", "--results", "my runs", "--total-steps", 1_000_000, *TINY)
     metrics = tmp_path / "my runs" / "long" / "metrics.csv"
     until(lambda: metrics.exists() and metrics.read_text().count("\n") > 2)
-    process.send_signal(kind)
+    process.send_signal(signal.SIGINT)
     time.sleep(0.05)
-    process.send_signal(kind)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in err, err
-    command = shlex.split(out.partition("Continue with:")[2])
-    assert command[:3] == ["python", "-m", "ppo_lib"] and command[3:] == shlex.split(
-        "train --run long --resume --results 'my runs'"
-    )
+    process.send_signal(signal.SIGHUP)
+    finish(process)
+    assert process.returncode == 130 and "Traceback" not in process.err, process.err
+    command = shlex.split(process.out.partition("Continue with:")[2])
+    assert command == shlex.split("python -m ppo_lib train --run long --resume --results 'my runs'")
     steps = load_checkpoint(metrics.parent)["steps"]
-    assert f"saved at {steps:,} of 1,000,000" in out
-    more = run(tmp_path, *command[3:], "--total-steps", steps + 64, "--eval-interval", -1)
+    assert f"saved at {steps:,} of 1,000,000" in process.out
+    more = here(tmp_path, *command[3:], "--total-steps", steps + 64, "--eval-interval", -1)
     assert more.returncode == 0, more.err
 
 
 def test_a_closed_pipe_ends_no_training(tmp_path):
     """As with `train ... | head -1`: everything is saved, and nothing else goes wrong at exit."""
-    command = [sys.executable, "-m", "ppo_lib", "train", "--run", "piped", "--total-steps", "128", *TINY]
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as closed:
-        process = subprocess.run(
-            command, cwd=tmp_path, env=ENVIRONMENT, stdout=closed, stderr=subprocess.PIPE, text=True
-        )
-    assert process.returncode == 0 and "Traceback" not in process.stderr, process.stderr
-    assert process.stderr.count("The terminal failed") == 1
-    assert load_policy(tmp_path / "results" / "piped")[2] == 128
+        process = finish(start(tmp_path, "train", "--run", "piped", "--total-steps", 64, *TINY, stdout=closed))
+    assert process.returncode == 0 and "Traceback" not in process.err, process.err
+    assert process.err.count("The terminal failed") == 1
+    assert load_policy(tmp_path / "results" / "piped")[2] == 64
     assert len(rows(tmp_path / "results" / "piped" / "evaluation.csv")) == 4
 
 
@@ -256,11 +250,11 @@ def test_help_explains_every_field_and_loads_no_torch():
 
 
 def test_a_finished_run_can_be_prolonged(project, here):
-    here(project, "train", "--run", "short", "--total-steps", 64, "--eval-interval", -1, *TINY)
-    process = here(project, "train", "--run", "short", "--resume", "--total-steps", 128)
+    shutil.copytree(project / "results" / "first", project / "results" / "short")
+    process = here(project, "train", "--run", "short", "--resume", "--total-steps", 192, "--eval-interval", -1)
     assert process.returncode == 0, process.err
-    assert [int(row["steps"]) for row in rows(project / "results/short/metrics.csv")] == [64, 128]
-    assert json.loads((project / "results/short/config.json").read_text())["total_steps"] == 128
+    assert [int(row["steps"]) for row in rows(project / "results/short/metrics.csv")] == [64, 128, 192]
+    assert json.loads((project / "results/short/config.json").read_text())["total_steps"] == 192
 
 
 @pytest.mark.parametrize(
@@ -270,7 +264,7 @@ def test_a_finished_run_can_be_prolonged(project, here):
         ("train --preset papper", "did you mean 'paper'"),
         ("train --gama 0.9", "did you mean '--gamma'"),
         ("train --gamma 1.5", "at most 1"),
-        ("train --num-envs many", "--num-envs must be a whole number, not 'many'"),
+        ("train --num-envs many", "num_envs must be a whole number, not 'many'"),
         ("train --num-minibatches 7", "(doesn't|does not) divide.*try 8"),
         ("train --sequence-length 30", "(doesn't|does not) divide.*try 32"),
         ("train --run ../elsewhere", "name is made of letters"),
@@ -283,7 +277,7 @@ def test_a_finished_run_can_be_prolonged(project, here):
         ("train --precision fp16 --device cpu", "fp16 needs a GPU"),
         ("train --run first --resume --total-steps 64", "128 steps already"),
         ("evaluate nowhere", "There is no run 'nowhere'"),
-        ("evaluate first --precision float32", "--precision is a flag of another command"),
+        ("evaluate first --precision float32", "evaluate takes no --precision"),
         ("report broken", "broken/config.json: The config is not valid JSON"),
         ("evaluate first --episodes 0", "at least 1"),
         ("evaluate first --unseen-levels 40 20", "overlap"),
@@ -302,7 +296,7 @@ def test_mistakes_get_one_sentence_and_change_nothing(project, refused, argument
 
 
 def test_the_exit_code_reaches_the_shell(tmp_path):
-    process = run(tmp_path, "train", "--gama", 0.9)
+    process = finish(start(tmp_path, "train", "--gama", 0.9))
     assert process.returncode == 2 and process.err.count("\n") == 1 and process.out == ""
 
 
@@ -311,33 +305,31 @@ def test_cuda_without_a_gpu(project, refused):
     refused(project, "train", "--device", "cuda", words="no CUDA GPU.*--device cpu")
 
 
-@pytest.mark.parametrize("how", ["truncated", "empty", "foreign"])
-def test_a_ruined_checkpoint_offers_the_previous_one(project, refused, how):
-    name = f"ruined-{how}"
-    shutil.copytree(project / "results" / "first", project / "results" / name)
-    path = project / "results" / name / "checkpoint.pt"
-    path.write_bytes({"truncated": path.read_bytes()[:5000], "empty": b"", "foreign": b"PK nonsense"}[how])
-    refused(project, "train", "--run", name, "--resume", words="64 steps, is intact.*`mv .*previous")
+def test_a_ruined_checkpoint_offers_the_previous_one(project, refused):
+    shutil.copytree(project / "results" / "first", project / "results" / "ruined")
+    path = project / "results" / "ruined" / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:5000])
+    refused(project, "train", "--run", "ruined", "--resume", words="steps, is intact.*`mv .*previous")
     assert load_policy(path.parent)[2] == 128  # the policy is a file of its own
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
-def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
-    run(tmp_path, "train", "--run", "full", "--total-steps", 64, "--eval-interval", -1, *TINY)
-    folder = tmp_path / "results" / "full"
+def test_a_full_disk_keeps_the_last_checkpoint(project, here):
+    folder = project / "results" / "full"
+    shutil.copytree(project / "results" / "first", folder)
     before = (folder / "checkpoint.pt").read_bytes()
     (folder / "checkpoint.tmp").symlink_to("/dev/full")
-    process = run(tmp_path, "train", "--run", "full", "--resume", "--total-steps", 128)
+    command = ["train", "--run", "full", "--resume", "--total-steps", 192, "--eval-interval", -1]
+    process = here(project, *command)
     assert process.returncode == 2 and "disk is full" in process.err and "Traceback" not in process.err, process.err
     assert (folder / "checkpoint.pt").read_bytes() == before
-    process = run(tmp_path, "train", "--run", "full", "--resume", "--total-steps", 128)
-    assert process.returncode == 0, process.err
+    assert here(project, *command).returncode == 0
 
 
-def test_a_diverging_run_stops_with_the_cause_and_resumes(here, monkeypatch):
+def test_a_diverging_run_stops_with_the_cause_and_resumes(tmp_path, here, monkeypatch):
     loss = PPO.loss
     with monkeypatch.context() as patch:
         patch.setattr(PPO, "loss", lambda self, batch: (loss(self, batch)[0] * float("inf"), loss(self, batch)[1]))
-        process = here(here.folder, "train", "--run", "wild", "--total-steps", 64, "--eval-interval", -1, *TINY)
+        process = here(tmp_path, "train", "--run", "wild", "--total-steps", 64, "--eval-interval", -1, *TINY)
     assert process.returncode == 2 and "diverged" in process.err and "lower --learning-rate" in process.err
-    assert here(here.folder, "train", "--run", "wild", "--resume").returncode == 0
+    assert here(tmp_path, "train", "--run", "wild", "--resume").returncode == 0

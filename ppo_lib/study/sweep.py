@@ -2,7 +2,7 @@
 
 - The same command starts it, continues it, adds to it (seeds, steps) and shows it once it is complete.
 - A run's folder is named after what its config changes in the preset, so that its name doesn't depend on the grid.
-- Each run is the ordinary train command in a process of its own. An engine places them: `local` on this machine's
+- Each run is the ordinary train command in a process of its own, which an engine places: `local` on this machine's
   GPUs or its CPU, `ray` on a cluster, where Ray repeats runs that were killed. A run that fails stops no other.
 """
 
@@ -24,7 +24,7 @@ from pathlib import Path
 
 from ppo_lib.checkpoint import CheckpointError, RunFolder, interruptible, load_policy, uninterrupted
 from ppo_lib.config import PPOConfig, UserError, as_flag, preset
-from ppo_lib.runs import MEASURING_FIELDS, SPLITS, fixed_changes, load_run, read_config
+from ppo_lib.runs import MEASURING_FIELDS, SPLITS, fixed_changes, load_run, read_config, read_evaluation
 from ppo_lib.study.table import LOG, conclude
 
 # A run's name says these only where they vary: they change the machine or how much is done, not what is learned.
@@ -50,9 +50,9 @@ class SweepRun:
     def complete(self) -> bool:
         """Whether nothing is left to do: evaluated at the last step, or trained so far if no evaluation is wanted."""
         end, wanted = self.config.last_step, self.config.eval_episodes
-        if self.begun and self.config.eval_interval >= 0:
-            played = load_run(self.run_dir).evaluation
-            return all(len(played.select(split, end)) >= wanted for split in SPLITS)
+        if self.config.eval_interval >= 0:
+            played = read_evaluation(self.run_dir / "evaluation.csv")
+            return self.begun and all(len(played.select(split, end)) >= wanted for split in SPLITS)
         with suppress(CheckpointError):
             return load_policy(self.run_dir)[2] == end
         return False
@@ -62,9 +62,8 @@ class SweepRun:
         config = self.config.to_dict()
         if self.begun and self.config.precision == "auto":
             del config["precision"]  # the run has settled its own
-        flags = [word for field in config.items() for word in as_flag(*field).split()]
-        where = ["--run", self.run_dir.name, "--results", str(self.run_dir.parent)]
-        return ["train", *where, *["--resume"] * self.begun, *flags]
+        where = ["--run", self.run_dir.name, "--results", str(self.run_dir.parent), *["--resume"] * self.begun]
+        return ["train", *where, *(word for field in config.items() for word in as_flag(*field).split())]
 
 
 def plan(folder: Path, preset_name: str, values: Mapping[str, Sequence[object]]) -> list[SweepRun]:
@@ -85,22 +84,21 @@ def plan(folder: Path, preset_name: str, values: Mapping[str, Sequence[object]])
         name = run_name(config, base, varied)
         if name in runs:
             raise UserError(f"The grid has the run {name} twice: give each value of a field once.")
-        runs[name] = SweepRun((folder / name).resolve(), config)
-    for run in filter(lambda run: run.begun, runs.values()):
-        if changes := fixed_changes(read_config(run.run_dir), run.config):
+        runs[name] = run = SweepRun((folder / name).resolve(), config)
+        if run.begun and (changes := fixed_changes(read_config(run.run_dir), config)):
             remedy = "give the sweep another name with --sweep, or remove that run"
             raise UserError(f"The run {run.run_dir} was made with another config ({changes}); {remedy}.")
         with suppress(CheckpointError):  # damaged files make that run fail, when its turn comes
-            run.complete or RunFolder(run.run_dir, run.config, resume=True).find_checkpoint()
+            run.complete or RunFolder(run.run_dir, config, resume=True).find_checkpoint()
     return list(runs.values())
 
 
 def run_name(config: PPOConfig, base: PPOConfig, varied: Sequence[str] = ()) -> str:
     """Levels, then what differs from the preset `base`, then the seed: levels200-recurrent-seed1, unlimited-seed1."""
     parts = [f"levels{config.num_levels}" if config.num_levels else "unlimited"]
+    hidden = {"num_levels", "seed", *UNNAMED} - ({*varied} & {*UNNAMED})
     for name, value in config.to_dict().items():
-        unnamed = name in ("num_levels", "seed") or (name in UNNAMED and name not in varied)
-        if unnamed or value == getattr(base, name):
+        if name in hidden or value == getattr(base, name):
             continue
         if isinstance(value, bool):
             parts.append(name if value else f"no_{name}")
@@ -111,13 +109,13 @@ def run_name(config: PPOConfig, base: PPOConfig, varied: Sequence[str] = ()) -> 
 
 def describe(runs: Sequence[SweepRun]) -> str:
     """The runs in their order and how far each is, a line each, and the sum."""
-    width, total = max(len(run.run_dir.name) for run in runs), sum(run.config.last_step for run in runs)
-    lines = []
+    width, lines = max(len(run.run_dir.name) for run in runs), []
     for run in runs:
-        state = f"{load_run(run.run_dir).steps:,} of" if run.begun else "new,"
-        state = "complete" if run.complete else f"{state} {run.config.last_step:,} steps"
+        steps = load_run(run.run_dir).steps if run.begun else 0
+        state = "complete" if run.complete else f"{steps:,} of {run.config.last_step:,} steps"
         lines.append(f"{run.run_dir.name:<{width}}  {state}")
-    return "\n".join([*lines, f"{len(runs)} runs in {runs[0].run_dir.parent}, {total:,} steps"])
+    total = f"{sum(run.config.last_step for run in runs):,} steps"
+    return "\n".join([*lines, f"{len(runs)} runs in {runs[0].run_dir.parent}, {total}"])
 
 
 def sweep(runs: Sequence[SweepRun], engine: str = "local", jobs: int = 1) -> int:
@@ -138,21 +136,20 @@ def sweep(runs: Sequence[SweepRun], engine: str = "local", jobs: int = 1) -> int
         complete = sum(run.complete for run in runs)
         print(f"\nStopped; {complete} of {len(runs)} runs are complete. The same command continues.")
         return 130
-    for run_dir, cause in failures.items():
-        print(f"FAILED {run_dir.name}: {cause} (log: {run_dir / LOG})", file=sys.stderr)
     if failures:
-        print(f"{len(failures)} of {len(runs)} runs failed. The same command tries them again.", file=sys.stderr)
-    beside = sorted(path.parent for path in runs[0].run_dir.parent.glob("*/config.json"))
-    finished = []
+        told = [f"FAILED {run_dir.name}: {cause} (log: {run_dir / LOG})" for run_dir, cause in failures.items()]
+        told.append(f"{len(failures)} of {len(runs)} runs failed. The same command tries them again.")
+        print(*told, sep="\n", file=sys.stderr)
+    beside, finished = sorted(path.parent for path in runs[0].run_dir.parent.glob("*/config.json")), []
     for folder in dict.fromkeys([*(run.run_dir for run in runs), *beside]):
         try:
-            run = SweepRun(folder, load_run(folder).config)
-            finished += [run] if run.complete and folder not in failures else []
+            found = load_run(folder)
+            finished += [found] if SweepRun(folder, found.config).complete and folder not in failures else []
         except UserError as error:  # one that can't be read must not hide the others' results
             print(f"Left out of the table: {folder.name} ({error})", file=sys.stderr)
     if finished:
         finished.sort(key=lambda run: run.config.num_levels or float("inf"))  # stable: the rest as given
-        conclude([run.run_dir for run in finished])
+        conclude([run.path for run in finished])
     return 1 if failures else 0
 
 
@@ -242,7 +239,7 @@ def _settle_precision(runs: Sequence[SweepRun]) -> list[SweepRun]:
     auto, found = [run for run in runs if run.config.precision == "auto" and not run.begun], set()
     for path in runs[0].run_dir.parent.glob("*/config.json") if auto else ():
         with suppress(UserError):
-            found.add(read_config(path).precision)
+            found.add(read_config(path.parent).precision)
     precision = max(found - {"auto"}, default=None) or (auto and configure(auto[0].config).precision)
     return [replace(run, config=run.config.replace(precision=precision)) if run in auto else run for run in runs]
 
@@ -252,16 +249,15 @@ def _start(run: SweepRun, gpu: str | None = None) -> subprocess.Popen[bytes]:
     run.run_dir.mkdir(parents=True, exist_ok=True)
     with suppress(OSError, NotImplementedError), RunFolder(run.run_dir, run.config, resume=True).lock.acquire():
         pass  # the process of a sweep that was killed may still be saving
-    path = os.pathsep.join(filter(None, [PROJECT, os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "30"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "30"}
     if gpu is not None and run.config.device in ("auto", "cuda"):
         environment["CUDA_VISIBLE_DEVICES"] = gpu
     arguments = run.arguments()
     with open(run.run_dir / LOG, "ab", buffering=0) as log:
         log.write(f"python -m ppo_lib {shlex.join(arguments)}\n".encode())
         return subprocess.Popen(
-            [sys.executable, "-m", "ppo_lib", *arguments], env=environment, stdin=subprocess.DEVNULL, stdout=log,
-            stderr=subprocess.STDOUT,
+            [sys.executable, "-m", "ppo_lib", *arguments],
+            env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C reaches the sweep alone, which passes it on
             preexec_fn=LIBC and (lambda: LIBC.prctl(1, signal.SIGTERM)),  # PR_SET_PDEATHSIG: saves if the sweep dies
         )  # fmt: skip
@@ -286,6 +282,6 @@ def _failure(run: SweepRun, code: int) -> str | None:
         return f"killed by {signal.Signals(-code).name}{hint}"
     if not code:
         return None if run.complete else "it ended without its last evaluation"
-    lines = re.split(r"[\r\n]+", (run.run_dir / LOG).read_text(encoding="utf-8", errors="replace"))
+    lines = (run.run_dir / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
     said = [line.strip() for line in lines if line.strip() and not re.search(r"\d+%\|", line)]  # no progress bar
     return said[-1].removeprefix("error: ")[:300]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,18 +39,31 @@ STEPS = 640
 CHANGED = "envs4-steps16-epochs1-minibatches2-no_recurrent"  # by TINY
 NAMES = [f"{levels}-{CHANGED}-seed1" for levels in ("levels10", "unlimited")]
 GRID = ["--num-levels", "10", "0", "--seed", "1", "--total-steps", str(STEPS), *TINY]
-ENVIRONMENT = {
-    **os.environ,
-    "PYTHONPATH": str(ROOT),
-    "OMP_WAIT_POLICY": "passive",
-}
+SETTINGS = {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive", "PYTHONDONTWRITEBYTECODE": ""}
 
 
-def start_sweep(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+@pytest.fixture(scope="module", autouse=True)
+def _settings():
+    with pytest.MonkeyPatch.context() as patch:
+        for item in SETTINGS.items():
+            patch.setenv(*item)
+        yield
+
+
+def start_sweep(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "ppo_lib", "sweep", "--sweep", "s", *arguments],
-        cwd=folder, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-m", "ppo_lib", "sweep", "--sweep", "s", *GRID],
+        cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
+
+
+def sweep_here(folder: Path, *more: str) -> tuple[int, str, str]:
+    """The same command in this process (its runs have their own): exit code, what it said, its errors."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        code = main(["sweep", "--sweep", "s", *GRID, *more])
+    return code, out.getvalue(), err.getvalue()
 
 
 def until(condition, seconds: float = 240):
@@ -102,11 +117,9 @@ def grid(folder: Path, arguments: list[str]) -> list[SweepRun]:
 def swept(tmp_path_factory) -> Path:
     """A folder with a tiny sweep that nothing disturbed."""
     folder = tmp_path_factory.mktemp("swept")
-    process = start_sweep(folder, *GRID)
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
-    (folder / "stdout.txt").write_text(out)
-    (folder / "stderr.txt").write_text(err)
+    code, out, err = sweep_here(folder)
+    assert code == 0 and err == "" and not re.search(r"(?i)warning|traceback", out), err
+    assert re.search(r"\| +10 .*\n\| +unlimited ", out) and "report_levels_curve.png" in out
     return folder
 
 
@@ -164,13 +177,13 @@ def test_the_commands_of_the_readme(capsys, monkeypatch, tmp_path):
     assert len(listed[0]) == 1 + 2 * 2 * 3 and listed[0][0].startswith("levels200-seed1 ")
     assert any(line.startswith("levels200-anneal_lr-recurrent-seed3 ") for line in listed[0])
     names = ["levels10-seed0", "levels50-seed0", "levels200-seed0", "unlimited-seed0"]
-    assert [line.split()[0] for line in listed[1][:-1]] == names and "new, 1,507,328 steps" in listed[1][0]
+    assert [line.split()[0] for line in listed[1][:-1]] == names and "0 of 1,507,328 steps" in listed[1][0]
     names = ["levels200-seed0", "levels200-seed1", "levels200-seed2"]
-    assert [line.split()[0] for line in listed[2][:-1]] == names and "new, 1,507,328 steps" in listed[2][0]
+    assert [line.split()[0] for line in listed[2][:-1]] == names and "0 of 1,507,328 steps" in listed[2][0]
     assert len(listed[3]) == 1 + 8 * 3 and listed[3][7].startswith("unlimited-seed1 ")
-    assert "new, 5,013,504 steps" in listed[3][0] and "24 runs" in listed[3][-1]
+    assert "0 of 5,013,504 steps" in listed[3][0] and "24 runs" in listed[3][-1]
     names = ["levels200-seed1", "levels200-glorot-seed1"]
-    assert [line.split()[0] for line in listed[4][:-1]] == names and "new, 2,015,232 steps" in listed[4][0]
+    assert [line.split()[0] for line in listed[4][:-1]] == names and "0 of 2,015,232 steps" in listed[4][0]
     assert not list(tmp_path.iterdir())
 
 
@@ -182,8 +195,8 @@ def test_the_commands_of_the_readme(capsys, monkeypatch, tmp_path):
         ("--sweep ../s --seed 1", "name is made of letters"),
         ("--sweep s --seed", "--seed: expected at least one argument"),
         ("--sweep s --sead 1", "did you mean '--seed'"),
-        ("--sweep s --seed 1 one", "--seed must be a whole number, not 'one'"),
-        ("--sweep s --recurrent true maybe", "--recurrent must be true or false, not 'maybe'"),
+        ("--sweep s --seed 1 one", "seed must be a whole number, not 'one'"),
+        ("--sweep s --recurrent true maybe", "recurrent must be true or false, not 'maybe'"),
         ("--sweep s --seed 1 --gamma 0.9 1.5", "gamma must be .* at most 1"),
         ("--sweep s --num-envs 64 63 --num-minibatches 7 8", "(doesn't|does not) divide"),
         ("--sweep s --seed 1 2 1", "levels50-seed1 twice"),
@@ -470,10 +483,7 @@ def test_the_table_holds_the_runs_of_all_commands(tmp_path, capsys):
 # --- real sweeps -----------------------------------------------------------------------------------------------------
 
 
-def test_a_sweep_ends_in_a_table_and_a_figure(swept):
-    out, err = (swept / "stdout.txt").read_text(), (swept / "stderr.txt").read_text()
-    assert re.search(r"\| +10 .*\n\| +unlimited ", out) and "report_levels_curve.png" in out
-    assert err == "" and not re.search(r"(?i)warning|traceback", out + err)
+def test_a_sweep_leaves_whole_runs_and_a_table(swept):
     for name in NAMES:
         folder = swept / "results/s" / name
         log = (folder / "log.txt").read_text()
@@ -483,22 +493,22 @@ def test_a_sweep_ends_in_a_table_and_a_figure(swept):
         "table.csv", *(f"{name}/{kind}.csv" for name in NAMES for kind in ("metrics", "evaluation")))}  # fmt: skip
 
 
-def test_complete_runs_are_skipped(swept, monkeypatch, capsys):
-    monkeypatch.chdir(swept)
+def test_complete_runs_are_skipped(swept):
     before = {path: path.stat().st_mtime_ns for name in NAMES for path in (swept / "results/s" / name).iterdir()}
     table_before = outcome(swept)
-    assert main(["sweep", "--sweep", "s", *GRID]) == 0
-    assert "2 of 2 runs are complete already" in capsys.readouterr().out
+    code, out, _ = sweep_here(swept)
+    assert code == 0 and "2 of 2 runs are complete already" in out
     assert {path: path.stat().st_mtime_ns for path in before} == before and outcome(swept) == table_before
-    assert main(["sweep", "--sweep", "s", *GRID, "--dry-run"]) == 0
-    assert re.search(rf"{NAMES[0]} +complete\n.*complete\n2 runs in .*results/s, 1,280 steps", capsys.readouterr().out)
+    code, out, _ = sweep_here(swept, "--dry-run")
+    assert code == 0
+    assert re.search(rf"{NAMES[0]} +complete\n.*complete\n2 runs in .*results/s, 1,280 steps", out)
 
 
 def test_kills_and_ctrl_c_change_nothing_but_time(swept, tmp_path):
-    """Ctrl-C, then kill -9 of the sweep, then kill -9 of a run: the same command ends where an undisturbed one does."""
+    """Ctrl-C, kill -9 of the sweep, kill -9 of a run: the same command ends where an undisturbed one does."""
     first, second = (tmp_path / "results/s" / name for name in NAMES)
 
-    process = start_sweep(tmp_path, *GRID)
+    process = start_sweep(tmp_path)
     until((first / "checkpoint.pt").exists)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
@@ -506,38 +516,40 @@ def test_kills_and_ctrl_c_change_nothing_but_time(swept, tmp_path):
     assert "0 of 2 runs are complete. The same command continues." in out
     assert not processes(tmp_path)
 
-    process = start_sweep(tmp_path, *GRID)
+    process = start_sweep(tmp_path)
     steps = load_run(first).steps
     until(lambda: load_run(first).steps > steps)
     process.kill()
     process.communicate()
 
-    process = start_sweep(tmp_path, *GRID)  # the run of the killed sweep may still be saving: it waits for it
-    until((second / "checkpoint.pt").exists)
-    [victim] = processes(tmp_path)
-    os.kill(victim, signal.SIGKILL)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 1 and re.search(rf"FAILED {NAMES[1]}: killed by SIGKILL.*log.txt", err), err
-    assert re.search(r"\| +10 \|", out) and "unlimited" not in out.partition("| num levels")[2]
+    def kill_a_run():
+        """The next one of the first folder, which waits until that of the killed sweep has saved."""
+        until(lambda: (first / "log.txt").read_text().count("python -m ppo_lib train") == 3)
+        steps = load_run(first).steps
+        until(lambda: load_run(first).steps > steps)
+        [victim] = processes(tmp_path)
+        os.kill(victim, signal.SIGKILL)
 
-    process = start_sweep(tmp_path, *GRID)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0 and "1 of 2 runs are complete already" in out, err
+    killer = threading.Thread(target=kill_a_run)
+    killer.start()
+    code, out, err = sweep_here(tmp_path)
+    killer.join()
+    assert code == 1 and re.search(rf"FAILED {NAMES[0]}: killed by SIGKILL.*log.txt", err), err
+    assert "1 of 2 runs failed" in err and f"{second.name}: complete" in out  # it stopped no other
+    assert re.search(r"\| +unlimited +\|", out) and not re.search(r"\| +10 +\|", out)
+
+    code, out, err = sweep_here(tmp_path)
+    assert code == 0 and "1 of 2 runs are complete already" in out, err
     assert outcome(tmp_path / "results") == outcome(swept / "results")
 
 
-def test_a_failed_run_is_reported_and_stops_no_other(tmp_path):
-    """A run whose checkpoint is damaged comes first in the grid."""
-    arguments = [*GRID, "--num-levels", "10", "--seed", "3", "1", "--total-steps", "128"]
-    broken, _ = grid(tmp_path / "results/s", arguments)
-    broken.run_dir.mkdir(parents=True)
-    (broken.run_dir / "config.json").write_text(broken.config.to_json())
-    (broken.run_dir / "checkpoint.pt").write_bytes(b"nonsense")
-    process = start_sweep(tmp_path, *arguments)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 1
-    assert re.search(rf"FAILED {broken.run_dir.name}: .*is damaged.*\(log: .*/log.txt\)", err), err
-    assert "1 of 2 runs failed" in err and "Traceback" not in err and re.search(r"\| +10 +\| 1 ", out), out
+def test_a_damaged_run_fails_when_its_turn_comes(tmp_path, monkeypatch, capsys):
+    [run] = grid(tmp_path / "results/s", ["--seed", "3", *TINY])
+    run.run_dir.mkdir(parents=True)
+    (run.run_dir / "config.json").write_text(run.config.to_json())
+    (run.run_dir / "checkpoint.pt").write_bytes(b"nonsense")
+    [run] = grid(tmp_path / "results/s", ["--seed", "3", *TINY])
+    assert main(run.arguments()) == 2 and "is damaged" in capsys.readouterr().err
 
 
 def test_a_cluster_of_two_machines(tmp_path, monkeypatch, capsys):
