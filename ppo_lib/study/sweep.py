@@ -276,7 +276,7 @@ def _stop(*processes: subprocess.Popen[bytes]) -> None:
 def _failure(run: SweepRun, code: int) -> str | None:
     """Why a run's process ended before the run did; None if the run is complete."""
     if code in (130, -signal.SIGTERM):
-        return "it was told to stop"
+        return "it was stopped"
     if code < 0:
         hint = " (often: the machine is out of memory)" if code == -signal.SIGKILL else ""
         return f"killed by {signal.Signals(-code).name}{hint}"

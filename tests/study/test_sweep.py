@@ -293,7 +293,7 @@ def test_the_train_command_means_the_config_and_continues_what_is_there(tmp_path
         ("raise ValueError('wrong shape')", "ValueError: wrong shape"),
         ("import os; os.kill(os.getpid(), 9)", "SIGKILL.*out of memory"),
         ("import os; os.kill(os.getpid(), 11)", "SIGSEGV"),
-        ("import sys; sys.exit(130)", "told to stop"),
+        ("import sys; sys.exit(130)", "was stopped"),
         ("pass", "without its last evaluation"),
     ],
 )
