@@ -232,7 +232,7 @@ def write_video(frames: Iterable[np.ndarray], path: str | Path, *, max_bytes: in
                     raise UserError(f"The video needs {size:,} bytes, more than {max_bytes:,}: make it shorter.")
                 crf = min(51, crf + math.ceil(6 * math.log2(size / max_bytes)))  # six steps halve the size, roughly
             draft.replace(path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no ffmpeg
         raise UserError(f"{path} could not be written: {error}.") from None
     return path
 

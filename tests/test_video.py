@@ -111,6 +111,16 @@ def test_errors_name_their_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         video.write_video(noise(2), tmp_path / "a.mp4")
 
 
+def test_no_ffmpeg_at_all_gets_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent() -> str:
+        raise RuntimeError("No ffmpeg exe could be found.")
+
+    monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", absent)
+    monkeypatch.setattr("imageio_ffmpeg._io.get_ffmpeg_exe", absent)
+    with pytest.raises(UserError, match=r"a\.mp4 could not be written: No ffmpeg"):
+        video.write_video(noise(2), tmp_path / "a.mp4")
+
+
 def test_a_disk_without_room_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ffmpeg stops where files may grow no larger, and says no more than that; the sentence gives the true cause."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
