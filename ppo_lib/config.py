@@ -287,6 +287,3 @@ def _divisor_near(whole: int, wish: int) -> int:
     """The divisor of `whole` nearest to `wish`."""
     divisors = (d for low in range(1, math.isqrt(whole) + 1) if whole % low == 0 for d in (low, whole // low))
     return min(divisors, key=lambda d: abs(d - wish))
-
-
-FIELD_TYPES = field_types(PPOConfig)
