@@ -176,9 +176,8 @@ class Trainer:
 
     def _evaluated(self) -> bool:
         """Whether the evaluation at the current step is on disk, with as many episodes as are wanted."""
-        path, wanted = self.run_dir / "evaluation.csv", self.config.eval_episodes
-        played = read_evaluation(path) if path.is_file() else None
-        return played is not None and all(len(played.select(split, self.steps)) >= wanted for split in SPLITS)
+        played, wanted = read_evaluation(self.run_dir / "evaluation.csv"), self.config.eval_episodes
+        return all(len(played.select(split, self.steps)) >= wanted for split in SPLITS)
 
     def evaluate(self) -> dict[str, float]:
         """Play eval_episodes on train and on unseen levels, add them to evaluation.csv, return the mean of each."""

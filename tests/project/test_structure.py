@@ -71,4 +71,4 @@ def test_the_core_is_one_screen_and_files_are_short() -> None:
     lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in modules().items()}
     assert not {name: count for name, count in lines.items() if count > 300}
     # The aim is 5,000. Until it is reached the number may only fall: lower it with every file that becomes shorter.
-    assert sum(lines.values()) <= 6131
+    assert sum(lines.values()) <= 6130
