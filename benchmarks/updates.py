@@ -22,7 +22,7 @@ from ppo_lib.study.groups import common_metric, group_experiments
 from ppo_lib.study.table import markdown_table
 
 METRICS = {
-    "approx_kl": "KL divergence from the policy that collected the rollout",
+    "approx_kl": "KL divergence from the rollout policy",
     "clip_fraction": "fraction of samples whose ratio is clipped",
     "policy_loss": "policy loss",
 }
