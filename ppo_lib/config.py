@@ -31,7 +31,10 @@ DISTRIBUTION_MODES = ("easy", "hard", "extreme", "memory")
 LEVEL_LIMIT = 2**31 - 1  # Procgen draws level seeds below this number
 UNSEEN_RESERVE = 2**24  # levels at the top that "unlimited" training (num_levels=0) never plays
 # What the code did before a field existed: the value of that field in older config.json and checkpoint files.
-ABSENT: dict[str, object] = {"encoder_init": "orthogonal", "algorithm": "ppo"}
+ABSENT: dict[str, object] = {
+    "encoder_init": "orthogonal", "algorithm": "ppo", "pooling": "flatten", "weight_decay": 0.0,
+    "mixreg_alpha": 0.2, "drac_coef": 0.1, "ppg_interval": 32, "ppg_epochs": 6, "ppg_coef": 1.0,
+}  # fmt: skip
 
 
 class UserError(Exception):
@@ -74,12 +77,20 @@ class PPOConfig:
     value_coef: float = 0.5  # weight of the value loss
     entropy_coef: float = 0.01  # weight of the entropy bonus
     max_grad_norm: float = 0.5  # gradients are scaled down to this norm
+    weight_decay: float = 0.0  # L2 penalty: Adam adds weight_decay * weight to each gradient
     normalize_reward: bool = True  # divide rewards by the running std of the discounted return
     reward_gamma: float = 0.99  # discount of that return: 0.99 in published runs, independent of gamma
+    # methods other than PPO
+    mixreg_alpha: float = 0.2  # mixreg: shares are drawn from Beta(alpha, alpha)
+    drac_coef: float = 0.1  # drac: weight of the two regularisation terms
+    ppg_interval: int = 32  # ppg: updates between two auxiliary phases
+    ppg_epochs: int = 6  # ppg: passes over the stored rollouts in an auxiliary phase
+    ppg_coef: float = 1.0  # ppg: weight of the KL divergence to the policy before the phase
     # the network
     recurrent: bool = True  # a GRU between encoder and heads
     sequence_length: int = 32  # steps that the GRU is unrolled over in training
     width_scale: int = 1  # multiplies the encoder's channels (16, 32, 32)
+    pooling: str = "flatten"  # what follows the convolutions: flatten, or average over the image (Impoola)
     encoder_init: str = "orthogonal"  # initial weights: orthogonal and small, or glorot as in the published runs
     # the machine
     device: str = "auto"  # auto, cpu, cuda or cuda:INDEX
@@ -239,7 +250,10 @@ _RANGES: dict[str, tuple[float, float]] = {  # field -> lowest and highest value
     **dict.fromkeys(("sequence_length", "width_scale", "eval_episodes"), (1, 2**16)),
     **dict.fromkeys(("total_steps", "checkpoint_interval"), (1, 10**15)),
     **dict.fromkeys(("gamma", "gae_lambda", "reward_gamma"), (0, 1)),
-    **dict.fromkeys(("value_coef", "entropy_coef"), (0, 1e6)),
+    **dict.fromkeys(("value_coef", "entropy_coef", "drac_coef", "ppg_coef"), (0, 1e6)),
+    **dict.fromkeys(("ppg_interval", "ppg_epochs"), (1, 2**16)),
+    "weight_decay": (0, 1),
+    "mixreg_alpha": (_TINY, 1e6),
     "eval_interval": (-1, 10**15),
     "learning_rate": (_TINY, 1),
     "clip_range": (_TINY, 0.999),
@@ -248,6 +262,7 @@ _RANGES: dict[str, tuple[float, float]] = {  # field -> lowest and highest value
 _CHOICES = {
     "env_name": GAMES,
     "distribution_mode": DISTRIBUTION_MODES,
+    "pooling": ("flatten", "average"),
     "encoder_init": ("orthogonal", "glorot"),
     "precision": ("auto", "float32", "bf16", "fp16"),
 }

@@ -112,7 +112,9 @@ class PPO:
         self.coefficients = Coefficients(
             config.clip_range, config.clip_value_loss, config.value_coef, config.entropy_coef
         )
-        self.optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate, eps=1e-5, fused=True)
+        self.optimizer = torch.optim.Adam(
+            policy.parameters(), config.learning_rate, eps=1e-5, weight_decay=config.weight_decay, fused=True
+        )
         self.action_generator = torch.Generator(self.device).manual_seed(derive_seed(config.seed, "actions"))
         self.batch_generator = torch.Generator().manual_seed(derive_seed(config.seed, "minibatches"))
         self.scaler = torch.amp.GradScaler(

@@ -1,0 +1,144 @@
+"""Which settings give the best agent in the time that `make train` has? A search at equal training time.
+
+    python benchmarks/quick_search.py speed             # each candidate's steps per second, in turns, on a quiet machine
+    python benchmarks/quick_search.py train screen 1/2  # the first of two processes that train the candidates of a stage
+    python benchmarks/quick_search.py page              # README.md, from the files in results/quick-search
+
+A candidate is BASE with a few settings changed; its name says which. It trains for as many steps as its speed allows
+in the stage's time. Since the speeds were measured alone, runs may share the machine: their own clocks don't count.
+`train` skips finished runs and continues stopped ones. No seed of the search is the seed of another published run.
+"""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+from statistics import median
+
+from ppo_lib.config import PPOConfig, as_flag, preset
+from ppo_lib.runs import load_runs
+from ppo_lib.stats import estimate
+from ppo_lib.study.report import time_to
+from ppo_lib.study.table import markdown_table
+from ppo_lib.train import Trainer
+
+FOLDER = Path("results/quick-search")
+BASE: dict[str, object] = {
+    "num_envs": 64, "num_steps": 64, "num_epochs": 2, "num_minibatches": 8, "learning_rate": 5e-4, "anneal_lr": False,
+    "recurrent": True, "pooling": "flatten", "gamma": 0.999, "precision": "bf16",
+}  # fmt: skip
+CANDIDATES: list[dict[str, object]] = [
+    {},
+    {"pooling": "average"},
+    {"recurrent": False},
+    {"recurrent": False, "pooling": "average"},
+    {"num_epochs": 1},
+    {"num_epochs": 3},
+    {"learning_rate": 1e-3},
+    {"num_envs": 32},
+    {"num_steps": 32},
+    {"num_minibatches": 4},
+    {"num_minibatches": 16},
+    {"gamma": 0.99},
+]
+STAGES = {  # name -> seconds of training, seeds, candidates, episodes per evaluation
+    "screen": (180, [101], CANDIDATES, 128),
+}
+ROUNDS, STEPS = 3, 8192  # of the speed measurement: rounds in turns, at least so many steps each
+
+PAGE = """# The search for the settings of `quick`
+
+Which settings give the best agent in {seconds} s of training on two CPU cores, so that `make train` ends within 15
+minutes with set-up, evaluation, report and video? Each candidate trains for as many steps as it manages in that time at
+its own speed, which is measured alone and in turns ([speed.csv](speed.csv)). Base: {base}.
+Mean return of complete episodes, with 95% bootstrap intervals over episodes; the noise between seeds is larger.
+
+{tables}
+
+Made by `python benchmarks/quick_search.py page` from the CSV files in this folder; the commands that made them are in
+that file's first lines.
+"""
+
+
+def name_of(changes: dict[str, object], seed: int, stage: str) -> str:
+    """The run's folder: what differs from BASE, and the seed."""
+    words = [as_flag(*item)[2:].replace(" ", "_") for item in changes.items()]
+    return "-".join([stage, *(words or ["base"]), f"seed{seed}"])
+
+
+def config_of(changes: dict[str, object], **more: object) -> PPOConfig:
+    """A candidate's config."""
+    return preset("quick", **{**BASE, **changes, **more})
+
+
+def speed() -> None:
+    """Measure every candidate that any stage has, in turns, and write speed.csv: candidate, round, steps_per_second."""
+    candidates = {name_of(c, 0, "x")[2:-6]: c for _, _, some, _ in STAGES.values() for c in some}
+    rows = []
+    for turn in range(ROUNDS):
+        for name, changes in candidates.items():
+            config = config_of(changes, eval_interval=-1)
+            with tempfile.TemporaryDirectory() as folder:
+                with closing(Trainer(config, Path(folder, "run"), progress=False)) as trainer:
+                    trainer.update()
+                    updates = -(-STEPS // config.batch_size)
+                    start = time.perf_counter()
+                    for _ in range(updates):
+                        trainer.update()
+                    rows.append([name, turn, round(updates * config.batch_size / (time.perf_counter() - start), 1)])
+            print(*rows[-1], flush=True)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with (FOLDER / "speed.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["candidate", "round", "steps_per_second"], *rows])
+
+
+def speeds() -> dict[str, float]:
+    """Candidate -> median of its measured steps per second."""
+    found: dict[str, list[float]] = {}
+    with (FOLDER / "speed.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["candidate"], []).append(float(row["steps_per_second"]))
+    return {name: median(values) for name, values in found.items()}
+
+
+def train(stage: str, share: str = "1/1") -> None:
+    """Train this process's share (I/N) of a stage's runs, one after the other."""
+    seconds, seeds, candidates, episodes = STAGES[stage]
+    mine, processes = map(int, share.split("/"))
+    runs = [(changes, seed) for changes in candidates for seed in seeds]
+    for changes, seed in runs[mine - 1 :: processes]:
+        name = name_of(changes, seed, stage)
+        rate = speeds()[name_of(changes, 0, "x")[2:-6]]
+        config = config_of(changes, seed=seed, total_steps=round(rate * seconds), eval_episodes=episodes)
+        if (FOLDER / name / "evaluation.csv").exists():
+            continue
+        flags = ["--resume"] if (FOLDER / name / "checkpoint.pt").exists() else ["--preset", "quick"]
+        for item in config.to_dict().items() if "--preset" in flags else ():
+            flags += as_flag(*item).split()
+        subprocess.run([sys.executable, "-m", "ppo_lib", "train", "--results", FOLDER, "--run", name, *flags], check=True)
+
+
+def page() -> None:
+    """Write README.md."""
+    tables = []
+    for stage, (seconds, seeds, _, _) in STAGES.items():
+        rows = []
+        for run in load_runs(sorted(path.parent for path in FOLDER.glob(f"{stage}-*/evaluation.csv"))):
+            means = [estimate(run.final(split)) for split in ("train", "unseen")]
+            name = run.name.removeprefix(f"{stage}-")
+            rows.append([name, run.steps, *means, time_to(run, 5)])
+        rows.sort(key=lambda row: -row[3].value)
+        header = ["candidate", "steps", "training levels", "unseen levels", "unseen return 5 after"]
+        tables.append(f"## {stage}: {seconds} s of training\n\n{markdown_table(header, rows)}")
+    base = ", ".join(f"`{as_flag(*item)}`" for item in BASE.items())
+    text = PAGE.format(seconds=max(s[0] for s in STAGES.values()), base=base, tables="\n\n".join(tables))
+    (FOLDER / "README.md").write_text(text)
+
+
+if __name__ == "__main__":
+    {"speed": speed, "train": train, "page": page}[sys.argv[1]](*sys.argv[2:])
