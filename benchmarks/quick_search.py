@@ -1,7 +1,7 @@
 """Which settings give the best agent in the time that `make train` has? A search at equal training time.
 
-    python benchmarks/quick_search.py speed             # each candidate's steps per second, in turns, on a quiet machine
-    python benchmarks/quick_search.py train screen 1/2  # the first of two processes that train the candidates of a stage
+    python benchmarks/quick_search.py speed             # steps per second of each candidate, in turns, machine quiet
+    python benchmarks/quick_search.py train screen 1/2  # the first of two processes that train a stage's candidates
     python benchmarks/quick_search.py page              # README.md, from the files in results/quick-search
 
 A candidate is BASE with a few settings changed; its name says which. It trains for as many steps as its speed allows
@@ -20,10 +20,12 @@ from contextlib import closing
 from pathlib import Path
 from statistics import median
 
+import numpy as np
+
 from ppo_lib.config import PPOConfig, as_flag, preset
-from ppo_lib.runs import load_runs
+from ppo_lib.runs import SPLITS, Run, load_runs
 from ppo_lib.stats import estimate
-from ppo_lib.study.report import time_to
+from ppo_lib.study.groups import experiments
 from ppo_lib.study.table import markdown_table
 from ppo_lib.train import Trainer
 
@@ -65,10 +67,9 @@ that file's first lines.
 """
 
 
-def name_of(changes: dict[str, object], seed: int, stage: str) -> str:
-    """The run's folder: what differs from BASE, and the seed."""
-    words = [as_flag(*item)[2:].replace(" ", "_") for item in changes.items()]
-    return "-".join([stage, *(words or ["base"]), f"seed{seed}"])
+def name_of(changes: dict[str, object]) -> str:
+    """A candidate's name: what differs from BASE."""
+    return "-".join(as_flag(*item)[2:].replace(" ", "_") for item in changes.items()) or "base"
 
 
 def config_of(changes: dict[str, object], **more: object) -> PPOConfig:
@@ -78,19 +79,21 @@ def config_of(changes: dict[str, object], **more: object) -> PPOConfig:
 
 def speed() -> None:
     """Measure every candidate that any stage has, in turns, and write speed.csv: candidate, round, steps_per_second."""
-    candidates = {name_of(c, 0, "x")[2:-6]: c for _, _, some, _ in STAGES.values() for c in some}
+    candidates = {name_of(changes): changes for _, _, some, _ in STAGES.values() for changes in some}
     rows = []
     for turn in range(ROUNDS):
         for name, changes in candidates.items():
             config = config_of(changes, eval_interval=-1)
-            with tempfile.TemporaryDirectory() as folder:
-                with closing(Trainer(config, Path(folder, "run"), progress=False)) as trainer:
+            updates = -(-STEPS // config.batch_size)
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                closing(Trainer(config, Path(folder, "run"), progress=False)) as trainer,
+            ):
+                trainer.update()
+                start = time.perf_counter()
+                for _ in range(updates):
                     trainer.update()
-                    updates = -(-STEPS // config.batch_size)
-                    start = time.perf_counter()
-                    for _ in range(updates):
-                        trainer.update()
-                    rows.append([name, turn, round(updates * config.batch_size / (time.perf_counter() - start), 1)])
+                rows.append([name, turn, round(updates * config.batch_size / (time.perf_counter() - start), 1)])
             print(*rows[-1], flush=True)
     FOLDER.mkdir(parents=True, exist_ok=True)
     with (FOLDER / "speed.csv").open("w", newline="") as file:
@@ -112,29 +115,39 @@ def train(stage: str, share: str = "1/1") -> None:
     mine, processes = map(int, share.split("/"))
     runs = [(changes, seed) for changes in candidates for seed in seeds]
     for changes, seed in runs[mine - 1 :: processes]:
-        name = name_of(changes, seed, stage)
-        rate = speeds()[name_of(changes, 0, "x")[2:-6]]
-        config = config_of(changes, seed=seed, total_steps=round(rate * seconds), eval_episodes=episodes)
+        name, steps = f"{stage}-{name_of(changes)}-seed{seed}", round(speeds()[name_of(changes)] * seconds)
+        config = config_of(changes, seed=seed, total_steps=steps, eval_episodes=episodes)
         if (FOLDER / name / "evaluation.csv").exists():
             continue
-        flags = ["--resume"] if (FOLDER / name / "checkpoint.pt").exists() else ["--preset", "quick"]
-        for item in config.to_dict().items() if "--preset" in flags else ():
-            flags += as_flag(*item).split()
-        subprocess.run([sys.executable, "-m", "ppo_lib", "train", "--results", FOLDER, "--run", name, *flags], check=True)
+        flags = ["--resume"]
+        if not (FOLDER / name / "checkpoint.pt").exists():
+            flags = [
+                "--preset",
+                "quick",
+                *(word for item in config.to_dict().items() for word in as_flag(*item).split()),
+            ]
+        command = [sys.executable, "-m", "ppo_lib", "train", "--results", str(FOLDER), "--run", name, *flags]
+        subprocess.run(command, check=True)
+
+
+def returns(runs: list[Run], split: str) -> list[np.ndarray]:
+    """The returns of each run's last evaluation on a split."""
+    return [run.final(split).returns for run in runs]
 
 
 def page() -> None:
     """Write README.md."""
     tables = []
-    for stage, (seconds, seeds, _, _) in STAGES.items():
+    for stage, (seconds, *_) in STAGES.items():
+        runs = load_runs(sorted(path.parent for path in FOLDER.glob(f"{stage}-*/evaluation.csv")))
         rows = []
-        for run in load_runs(sorted(path.parent for path in FOLDER.glob(f"{stage}-*/evaluation.csv"))):
-            means = [estimate(run.final(split)) for split in ("train", "unseen")]
-            name = run.name.removeprefix(f"{stage}-")
-            rows.append([name, run.steps, *means, time_to(run, 5)])
-        rows.sort(key=lambda row: -row[3].value)
-        header = ["candidate", "steps", "training levels", "unseen levels", "unseen return 5 after"]
-        tables.append(f"## {stage}: {seconds} s of training\n\n{markdown_table(header, rows)}")
+        for group in experiments(runs):
+            name = group[0].name.removeprefix(f"{stage}-").rpartition("-seed")[0]
+            seeds = " ".join(str(run.config.seed) for run in group)
+            rows.append([name, group[0].steps, seeds, *(estimate(returns(group, split)) for split in SPLITS)])
+        rows.sort(key=lambda row: -row[-1].value)
+        table = markdown_table(["candidate", "steps", "seeds", "training levels", "unseen levels"], rows)
+        tables.append(f"## {stage}: {seconds} s of training\n\n{table}")
     base = ", ".join(f"`{as_flag(*item)}`" for item in BASE.items())
     text = PAGE.format(seconds=max(s[0] for s in STAGES.values()), base=base, tables="\n\n".join(tables))
     (FOLDER / "README.md").write_text(text)
