@@ -71,9 +71,8 @@ class Games:
     def __init__(self, num: int, options: dict[str, bool | int | str], render: bool) -> None:
         """Start `num` games; `options` are Procgen's own, all of the right type and range."""
         build = procgen_build()
-        deep = build.package != "procgen-gym" and getattr(os, "RTLD_DEEPBIND", 0)  # as each build's own loader
         try:
-            self._lib = ctypes.CDLL(str(build.library), mode=ctypes.RTLD_LOCAL | deep)
+            self._lib = ctypes.CDLL(str(build.library))  # not RTLD_DEEPBIND, as in gym3: it ignores a preloaded malloc
         except OSError as error:
             remedy = "on Debian, Ubuntu and Colab `apt-get install libgl1 libglib2.0-0` installs the libraries it needs"
             raise UserError(f"{build.package} can't be loaded ({error}); {remedy}.") from None

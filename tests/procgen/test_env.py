@@ -6,6 +6,7 @@ import gc
 import hashlib
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -427,6 +428,54 @@ assert not {"gym", "gym3", "procgen", "procgen_gym", "torch"} & set(sys.modules)
 """
     result = run_python(code)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+MALLOC = r"""  // a malloc that never frees, and whose memory glibc's free() refuses
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/mman.h>
+static char *arena;
+static size_t used;
+void *memalign(size_t alignment, size_t size) {
+    if (!arena) arena = mmap(0, 1L << 34, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (alignment < 16) alignment = 16;
+    size_t start = __atomic_fetch_add(&used, size + 2 * alignment + 16, __ATOMIC_RELAXED);
+    char *block = (char *)(((uintptr_t)arena + start + 15 + alignment) & -alignment);
+    ((size_t *)block)[-1] = size;
+    return block;
+}
+void *malloc(size_t size) { return memalign(16, size); }
+void *aligned_alloc(size_t alignment, size_t size) { return memalign(alignment, size); }
+void *calloc(size_t count, size_t size) { return memalign(16, count * size); }
+int posix_memalign(void **block, size_t alignment, size_t size) { return !(*block = memalign(alignment, size)); }
+size_t malloc_usable_size(void *block) { return block ? ((size_t *)block)[-1] : 0; }
+void *realloc(void *block, size_t size) {
+    size_t old = malloc_usable_size(block);
+    return memcpy(malloc(size), block ? block : "", old < size ? old : size);
+}
+void free(void *block) {}
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux's LD_PRELOAD and cc")
+def test_the_games_run_with_a_replaced_malloc_and_before_torch(tmp_path: Path) -> None:
+    """As tcmalloc and jemalloc replace it. (In all other tests torch, with a C++ runtime of its own, comes first.)"""
+    (tmp_path / "malloc.c").write_text(MALLOC)
+    library, source = tmp_path / "malloc.so", tmp_path / "malloc.c"
+    subprocess.run(["cc", "-O1", "-fno-builtin", "-shared", "-fPIC", "-o", library, source], check=True)
+    code = """
+import golden
+env = golden.make(); env.reset(); env.step([0, 1, 2, 3])
+import torch
+assert torch.nn.Conv2d(3, 4, 3)(torch.ones(1, 3, 8, 8)).sum().isfinite()
+print(golden.play("starpilot")[0] == golden.load()["courses"]["starpilot"])
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(golden.__file__).parent), "LD_PRELOAD": str(library)}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stdout) == (0, "True\n"), result.stderr
 
 
 # --- gymnasium --------------------------------------------------------------------------------------------------------
