@@ -1,9 +1,8 @@
-"""Exercises of the notebooks: a check that names the mistake, predictions that are kept, and the progress of both.
+"""Exercises of the notebooks: a check that names the mistake, and a table of what is solved.
 
 - An answer runs on hidden cases beside the solution. If they differ, it is compared with known wrong versions, so that
   the message can name the mistake instead of printing two arrays.
 - `check` returns the student's function if it is right, else the solution: a notebook runs to its end either way.
-- Progress is one JSON file beside the notebooks (on Drive, if the project lies there); PPO_PROGRESS names another file.
 """
 
 from __future__ import annotations
@@ -13,31 +12,30 @@ import copy
 import importlib
 import importlib.util
 import inspect
-import json
-import os
 import signal
 import textwrap
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import ipywidgets as w
 import numpy as np
 import torch
-from IPython.display import Markdown, display
+from IPython.display import Markdown
 
-from ppo_lib.checkpoint import atomic_write
 from ppo_lib.config import UserError, suggest
-from ppo_lib.course.colab import ROOT
+from ppo_lib.course.predictions import keep, kept
+from ppo_lib.course.predictions import predict as predict
+from ppo_lib.course.predictions import reveal as reveal
 from ppo_lib.study.table import markdown_table
 
 FILES = ("environment", "model", "storage", "ppo", "training", "generalization", "methods")  # of notebooks 01 to 07
 LIMIT = 2.0  # seconds for an answer, over all cases
 CLOSE = dict(rtol=1e-4, atol=1e-5)  # float32 sums in another order
+ARRAYS, NUMBERS = (np.ndarray, torch.Tensor), (int, float, np.number, np.bool_)
 
 
 @dataclass(frozen=True)
@@ -70,9 +68,8 @@ def find(name: str) -> Exercise:
     for _, found in exercises():
         if match := next((one for one in found if one.name == name), None):
             return match
-    raise UserError(
-        f"There is no exercise '{name}'{suggest(name, [one.name for _, found in exercises() for one in found])}"
-    )
+    names = [one.name for _, found in exercises() for one in found]
+    raise UserError(f"There is no exercise '{name}'{suggest(name, names)}")
 
 
 def check(name: str, answer: Any) -> Callable:
@@ -87,7 +84,7 @@ def check(name: str, answer: Any) -> Callable:
     if status == "open":
         print("Still open: continuing with ppo_lib's version.")
     else:
-        print(f"Not yet: {sentence} (Until then: ppo_lib's version.)")
+        print(f"Not yet: {sentence}")
     return exercise.solution
 
 
@@ -150,69 +147,55 @@ def _limited(call: Callable[[], Any], seconds: float = LIMIT) -> Any:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
-    ended: list[tuple[Any, BaseException | None]] = []
+    future: Future = Future()
 
     def work() -> None:
         try:
-            ended.append((call(), None))
+            future.set_result(call())
         except BaseException as error:
-            ended.append((None, error))
+            future.set_exception(error)
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    result, error = ended[0] if ended else (None, _TooSlow())
-    if error is not None:
-        raise error
-    return result
+    threading.Thread(target=work, daemon=True).start()
+    wait([future], seconds)
+    if not future.done():
+        raise _TooSlow
+    return future.result()
 
 
-def difference(yours: Any, expected: Any, place: str = "the result") -> str:
+def difference(yours: Any, expected: Any, place: str = "your result") -> str:
     """Where two results first differ, as the words of a sentence; "" if they agree.
 
-    Tuples and lists are interchangeable, and so are floats of any size; arrays and tensors, bools and numbers are not.
+    Tuples and lists are interchangeable, and so are numbers of any size; arrays, tensors and numbers are not.
     """
-    if isinstance(expected, dict) and isinstance(yours, dict) and yours.keys() == expected.keys():
+    if _describe(yours) != _describe(expected):
+        return f"{place} is {_describe(yours)}; it should be {_describe(expected)}"
+    if isinstance(expected, dict):
         return _first(difference(yours[key], expected[key], f"'{key}'") for key in expected)
-    if isinstance(expected, (tuple, list)) and isinstance(yours, (tuple, list)):
-        if len(yours) != len(expected):
-            return f"{place} has {len(yours)} parts; expected are {len(expected)}"
-        name = f"{place}[{{}}]" if isinstance(expected, list) else "output {} of " + str(len(expected))
-        start = isinstance(expected, tuple)
-        return _first(
-            difference(*pair, name.format(i)) for i, pair in enumerate(zip(yours, expected, strict=True), start)
-        )
-    if isinstance(expected, (np.ndarray, torch.Tensor)):
-        if _describe(yours) != _describe(expected):
-            return f"{place} is {_describe(yours)}; expected is {_describe(expected)}"
-        mine, theirs = (torch.as_tensor(value).detach().cpu().double().numpy() for value in (yours, expected))
-        wrong = np.argwhere(~np.isclose(mine, theirs, equal_nan=True, **CLOSE))
-        if not len(wrong):
-            return ""
-        index = tuple(wrong[0].tolist())
-        return f"{place}{list(index) if index else ''} is {mine[index]:.6g}; expected is {theirs[index]:.6g}"
-    if isinstance(expected, (int, float, np.number, np.bool_)):
-        try:
-            return (
-                ""
-                if np.isclose(float(yours), float(expected), **CLOSE)
-                else f"{place} is {yours}; expected is {expected}"
-            )
-        except (TypeError, ValueError, RuntimeError):
-            return f"{place} is {_describe(yours)}; expected is a number"
-    if type(yours) is type(expected) and yours == expected:
+    if isinstance(expected, (tuple, list)):
+        pairs = enumerate(zip(yours, expected, strict=True))
+        return _first(difference(*pair, f"{place}[{index}]") for index, pair in pairs)
+    if not isinstance(expected, (*ARRAYS, *NUMBERS)):
+        return "" if yours == expected else f"{place} is {yours!r}; it should be {expected!r}"
+    mine, theirs = (torch.as_tensor(value).detach().cpu().double().numpy() for value in (yours, expected))
+    wrong = np.argwhere(~np.isclose(mine, theirs, equal_nan=True, **CLOSE))
+    if not len(wrong):
         return ""
-    return f"{place} is {_describe(yours)}; expected is {_describe(expected)}"
+    index = tuple(wrong[0].tolist())
+    return f"{place}{list(index) if index else ''} is {mine[index]:.6g}; it should be {theirs[index]:.6g}"
 
 
 def _describe(value: Any) -> str:
     if value is None:
         return "None (is a `return` missing?)"
-    if isinstance(value, (np.ndarray, torch.Tensor)):
-        family = "a torch tensor" if isinstance(value, torch.Tensor) else "a numpy array"
+    if isinstance(value, ARRAYS):
         kind = next((kind for kind in ("bool", "int", "float") if kind in str(value.dtype)), str(value.dtype))
-        return f"{family} of {kind}s with shape {list(value.shape)}"
-    return f"'{value}'" if isinstance(value, str) else f"a {type(value).__name__}"
+        family = "torch tensor" if isinstance(value, torch.Tensor) else "numpy array"
+        return f"a {family} of {kind}s with shape {list(value.shape)}"
+    if isinstance(value, NUMBERS):
+        return "a number"
+    if isinstance(value, (tuple, list)):
+        return f"a tuple or list of length {len(value)}"
+    return f"a dict with the keys {list(value)}" if isinstance(value, dict) else f"of type {type(value).__name__}"
 
 
 def _first(sentences: Iterator[str]) -> str:
@@ -221,9 +204,8 @@ def _first(sentences: Iterator[str]) -> str:
 
 def _functions(answer: Any) -> list[Any]:
     """The functions that the student wrote: the answer itself, or the methods of a class."""
-    found = (
-        [answer] if inspect.isfunction(answer) else vars(answer if inspect.isclass(answer) else type(answer)).values()
-    )
+    holder = answer if inspect.isclass(answer) else type(answer)
+    found = [answer] if inspect.isfunction(answer) else vars(holder).values()
     return [inspect.unwrap(one) for one in found if inspect.isfunction(one)]
 
 
@@ -243,72 +225,10 @@ def _has_gap(answer: Any) -> bool:
 def _complaint(error: Exception, answer: Any) -> str:
     """An exception in one sentence, with the student's line."""
     files = {function.__code__.co_filename for function in _functions(answer)}
-    lines = [
-        frame.line for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files and frame.line
-    ]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    line = f" in the line `{frames[-1].line}`" if frames and frames[-1].line else ""
     message = (str(error).strip().splitlines() or ["no message"])[0][:150]
-    return f"{type(error).__name__} ({message.rstrip('.')}){f' in the line `{lines[-1]}`' if lines else ''}."
-
-
-def progress_file() -> Path:
-    """Where progress is kept."""
-    return Path(os.environ.get("PPO_PROGRESS") or ROOT / "notebooks" / ".progress.json")
-
-
-def kept(section: str) -> dict[str, Any]:
-    """A section of the progress file, "solved" or "predictions"; empty if there is none."""
-    try:
-        return dict(json.loads(progress_file().read_text(encoding="utf-8"))[section])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def keep(section: str, name: str, value: Any) -> dict[str, Any]:
-    """Add to a section of the progress file and return the section; says so if the file can't be written."""
-    sections = {one: kept(one) for one in ("solved", "predictions")}
-    sections[section][name] = value
-    try:
-        with atomic_write(progress_file()) as file:
-            json.dump(sections, file, indent=1, sort_keys=True)
-    except OSError as error:
-        print(f"Progress isn't kept: {progress_file()} could not be written ({error.strerror}).")
-    return sections[section]
-
-
-class _Prediction(w.VBox):
-    def __repr__(self) -> str:
-        return "[An entry for your prediction: run this cell to use it]"
-
-
-def predict(name: str, question: str, options: Sequence[str] | None = None) -> None:
-    """Ask for a prediction, a number or one of the options, and keep it. name: such as "mean_score"."""
-    before = kept("predictions").get(name)
-    wide = {"layout": {"width": "40em", "max_width": "100%"}}
-    if options is None:
-        entry = w.Text("" if before is None else f"{before:g}", placeholder="a number", continuous_update=False)
-    else:
-        entry = w.RadioButtons(options=options, value=before if before in options else None, **wide)
-    answer = w.Label()
-
-    def save(change: dict[str, Any]) -> None:
-        try:
-            value = float(change["new"]) if options is None else change["new"]
-        except ValueError:
-            answer.value = f"'{change['new']}' is no number: write it like 0.5 or 1200."
-            return
-        keep("predictions", name, value)
-        answer.value = "Kept. Run the next cells to see what comes out."
-
-    entry.observe(save, "value")
-    display(_Prediction([w.HTML(question, **wide), entry, answer]))
-
-
-def reveal(name: str, value: Any) -> None:
-    """Print what came out, and the student's prediction beside it."""
-    guess = kept("predictions").get(name)
-    shown, guess = (f"{x:.4g}" if isinstance(x, float) else x for x in (value, guess))
-    beside = "" if guess is None else f" (you predicted {guess})"
-    print(f"{name.replace('_', ' ').capitalize()}: {shown}{beside}")
+    return f"{type(error).__name__} ({message.rstrip('.')}){line}."
 
 
 def progress() -> Markdown:
