@@ -1,7 +1,7 @@
 """Proximal policy optimisation: a pure loss function, and PPO, which acts and learns with it.
 
 - `ppo_loss` is the clipped objective of the paper (1707.06347, equations 7 and 9), free of any state.
-- A new method subclasses PPO and overrides `loss` or `after_update`; whatever metrics these return are logged.
+- A new method subclasses PPO and overrides `prepare`, `loss` or `after_update`; what metrics these return are logged.
 - Gradients of micro-batches are averaged, not summed: their size changes speed and memory, never the result.
 - Metrics are means over all minibatches of all epochs, gathered on the device and read once per update.
 - Learning rate, clip range and entropy coefficient are plain attributes: a notebook may change them during training.
@@ -105,6 +105,8 @@ class PPO:
     micro_batch: steps per forward and backward pass; default: a whole minibatch.
     """
 
+    note = ""  # what a method says when training starts, such as the memory that it needs
+
     def __init__(self, policy: ActorCritic, config: PPOConfig, micro_batch: int | None = None) -> None:
         self.policy, self.config, self.micro_batch = policy, config, micro_batch or config.minibatch_size
         self.device = next(policy.parameters()).device
@@ -115,6 +117,7 @@ class PPO:
         self.optimizer = torch.optim.Adam(
             policy.parameters(), config.learning_rate, eps=1e-5, weight_decay=config.weight_decay, fused=True
         )
+        self.between_steps: Callable[[], None] = lambda: None
         self.action_generator = torch.Generator(self.device).manual_seed(derive_seed(config.seed, "actions"))
         self.batch_generator = torch.Generator().manual_seed(derive_seed(config.seed, "minibatches"))
         self.scaler = torch.amp.GradScaler(
@@ -141,13 +144,23 @@ class PPO:
         """Values [N] of observations. The caller's state does not advance. Shapes as in act."""
         return self.policy(obs, state, episode_start)[1]
 
+    def prepare(self, batch: Batch) -> Batch:
+        """Override it to change a minibatch, whose advantages are normalised, or to add fields, before it is split.
+
+        Random numbers are drawn here, from batch_generator: a resume repeats them, and CUDA graphs don't record them.
+        """
+        return batch
+
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The loss of a (micro-)batch (scalar) and metrics (scalars). Override it for another objective."""
         logits, value, _ = self.policy(batch.obs, batch.state, batch.episode_start)
         return ppo_loss(logits, value, batch, self.coefficients)
 
     def after_update(self, storage: RolloutStorage) -> dict[str, float]:
-        """Override it for what follows the gradient steps on a rollout; returns metrics to log."""
+        """Override it for what follows the gradient steps on a rollout; returns metrics to log.
+
+        Further steps are taken by gradient_step, their metrics averaged by mean_metrics.
+        """
         return {}
 
     def update(self, storage: RolloutStorage, between_steps: Callable[[], None] = lambda: None) -> dict[str, float]:
@@ -157,30 +170,35 @@ class PPO:
         Returns the metrics of `loss`, explained_variance, grad_norm (before clipping) and those of `after_update`.
         Raises DivergedError if the loss or gradient is not finite.
         """
+        self.between_steps = between_steps
         rows: list[Metrics] = []
         for _ in range(self.config.num_epochs):
             for batch in storage.minibatches(self.config.num_minibatches, self.batch_generator):
-                between_steps()
-                rows.append(self._gradient_step(batch))
+                rows.append(self.gradient_step(batch))
+        metrics = self.mean_metrics(rows)
+        grad_norm = metrics.pop("grad_norm")
+        metrics |= {"explained_variance": float(self.explained_variance(storage)), "grad_norm": grad_norm}
+        return metrics | self.after_update(storage)
+
+    def mean_metrics(self, rows: list[Metrics]) -> dict[str, float]:
+        """The means over gradient steps. Raises DivergedError if the loss or gradient is not finite."""
         table = torch.stack([torch.stack(list(row.values())) for row in rows])
         means = table.nanmean(0) if self.scaler.is_enabled() else table.mean(0)
-        *means, explained = torch.cat([means, self.explained_variance(storage).unsqueeze(0)]).tolist()
-        metrics = dict(zip(rows[0], means, strict=True))
-        grad_norm = metrics.pop("grad_norm")
-        metrics |= {"explained_variance": explained, "grad_norm": grad_norm}
+        metrics = dict(zip(rows[0], means.tolist(), strict=True))
         if bad := [name for name in FINITE if name in metrics and not math.isfinite(metrics[name])]:
             raise DivergedError(
                 f"Training diverged: {', '.join(bad)} became {metrics[bad[0]]}. The last checkpoint is kept; "
                 "start a new run with a lower --learning-rate or --max-grad-norm, or with --precision float32."
             )
-        return metrics | self.after_update(storage)
+        return metrics
 
-    def _gradient_step(self, batch: Batch) -> Metrics:
+    def gradient_step(self, batch: Batch) -> Metrics:
         """One Adam step on a minibatch. Returns the metrics of its loss and grad_norm."""
+        self.between_steps()
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         batch.advantage = self.normalize_advantage(batch.advantage)
-        metrics = self.gradient(batch)
+        metrics = self.gradient(self.prepare(batch))
         self.scaler.unscale_(self.optimizer)
         grad_norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
         if self.scaler.is_enabled():  # where the scaled gradient overflows, the step is skipped and the scale halved

@@ -22,7 +22,7 @@ from ppo_lib.accel.graphs import attach_graphs
 from ppo_lib.accel.hardware import configure
 from ppo_lib.checkpoint import RunFolder, interruptible, save_checkpoint, save_policy, uninterrupted, write_error
 from ppo_lib.config import PPOConfig, UserError, derive_seed
-from ppo_lib.envs import make_env
+from ppo_lib.envs import make_env, procgen_build
 from ppo_lib.evaluate import evaluate, write_episodes
 from ppo_lib.logger import Logger, keep_rows
 from ppo_lib.methods import algorithm_class
@@ -74,9 +74,11 @@ class Trainer:
         self.folder = RunFolder(self.run_dir, config, resume, self.processes)
         checkpoint = self.folder.find_checkpoint()
         if checkpoint:
-            config = config.replace(precision=checkpoint["precision"])
+            build = type(config).from_saved(checkpoint["config"]).build
+            config = config.replace(precision=checkpoint["precision"], build=build)
         self.hardware = self._configure(config, recorded=checkpoint is not None)
-        self.config = config.replace(device=str(self.hardware.device), precision=self.hardware.precision)
+        made = dict(device=str(self.hardware.device), precision=self.hardware.precision)
+        self.config = config.replace(build=procgen_build(config.build).kind, **made)
         policy = self.hardware.prepare(policy or make_policy(self.config))
         self.ppo = (algorithm or algorithm_class(config.algorithm))(policy, self.config, self.hardware.micro_batch)
         if self.hardware.cuda_graphs:
@@ -95,7 +97,9 @@ class Trainer:
         if checkpoint:
             self.load_state_dict(checkpoint)
         self.logger = self._open_logger(progress)
-        self.logger.message(f"{self.run_dir.name}: {self.hardware.reason}")
+        self.logger.message(f"{self.run_dir.name}: {self.hardware.reason}{self.ppo.note}")
+        if checkpoint and self.config.build == "envpool":
+            self.logger.message("envpool can't save its games: the run resumes with new episodes.")
         self._boundary = self.state_dict()  # where the run stood after the last complete update
 
     @property

@@ -154,16 +154,16 @@ def test_micro_batches_change_nothing(recurrent):
         assert metrics == pytest.approx(weights[0][1], rel=1e-3, abs=1e-5)
 
 
-def test_first_gradient_step_starts_at_ratio_one():
+def test_firstgradient_step_starts_at_ratio_one():
     ppo, storage = agent_with_rollout(recurrent=True)
-    row = ppo._gradient_step(next(storage.minibatches(2)))
+    row = ppo.gradient_step(next(storage.minibatches(2)))
     assert row["approx_kl"].abs() < 1e-6 and row["clip_fraction"] == 0
 
 
 def test_gradients_are_clipped():
     ppo, storage = agent_with_rollout(recurrent=False)
     storage.return_ += 1000
-    row = ppo._gradient_step(next(storage.minibatches(2)))
+    row = ppo.gradient_step(next(storage.minibatches(2)))
     norm = torch.stack([p.grad.norm() for p in ppo.policy.parameters()]).norm()
     assert row["grad_norm"] > 1 and norm.item() == pytest.approx(0.5, rel=1e-3)
 
@@ -174,11 +174,11 @@ def test_an_overflow_of_the_scaled_gradient_leaves_a_step_out():
     ppo.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126, growth_interval=1000)
     before = [p.detach().clone() for p in ppo.policy.parameters()]
     storage.return_ += 1e3
-    first = ppo._gradient_step(next(storage.minibatches(2)))
+    first = ppo.gradient_step(next(storage.minibatches(2)))
     assert first["grad_norm"].isnan()
     assert all(torch.equal(a, b) for a, b in zip(before, ppo.policy.parameters(), strict=True))
     for _ in range(40):
-        last = ppo._gradient_step(next(storage.minibatches(2)))
+        last = ppo.gradient_step(next(storage.minibatches(2)))
     assert all(value.isfinite() for value in last.values()) and ppo.scaler.get_scale() < 2.0**126
     assert not any(torch.equal(a, b) for a, b in zip(before, ppo.policy.parameters(), strict=True))
     assert all(p.isfinite().all() for p in ppo.policy.parameters())

@@ -395,7 +395,7 @@ def test_train_continues_after_an_interrupt_as_if_there_had_been_none(tiny, trai
     if moment == "rollout":  # after step_async, before step_wait
         broken.collector._act = interrupt_at(45, broken.collector._act)
     elif moment == "gradient step":
-        broken.ppo._gradient_step = interrupt_at(5, broken.ppo._gradient_step)
+        broken.ppo.gradient_step = interrupt_at(5, broken.ppo.gradient_step)
     else:  # a real signal while the row is written
         log = broken.logger.update
         broken.logger.update = lambda row: (log(row), row["steps"] == 64 and signal.raise_signal(signal.SIGINT))

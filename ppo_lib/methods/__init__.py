@@ -1,14 +1,22 @@
 """Learning methods by name: PPO, and one short file for each method that builds on it.
 
-A method subclasses PPO and overrides `loss` or `after_update`; it is registered by one line here.
+A method subclasses PPO and overrides `prepare`, `loss` or `after_update`; it is registered by one line here.
 """
 
 from __future__ import annotations
 
 from ppo_lib.config import ConfigError, suggest
+from ppo_lib.methods.drac import DrAC
+from ppo_lib.methods.mixreg import Mixreg
+from ppo_lib.methods.ppg import PPG
 from ppo_lib.ppo import PPO
 
-ALGORITHMS: dict[str, type[PPO]] = {"ppo": PPO}
+ALGORITHMS: dict[str, type[PPO]] = {
+    "ppo": PPO,
+    "mixreg": Mixreg,
+    "drac": DrAC,
+    "ppg": PPG,
+}
 
 
 def algorithm_class(name: str) -> type[PPO]:
