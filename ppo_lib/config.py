@@ -20,14 +20,14 @@ from functools import lru_cache
 
 import numpy as np
 
-if typing.TYPE_CHECKING:
-    from typing_extensions import Self
-
 GAMES = (
     "bigfish", "bossfight", "caveflyer", "chaser", "climber", "coinrun", "dodgeball", "fruitbot",
     "heist", "jumper", "leaper", "maze", "miner", "ninja", "plunder", "starpilot",
 )  # fmt: skip
-DISTRIBUTION_MODES = ("easy", "hard", "extreme", "memory")
+DISTRIBUTION_MODES = {  # difficulty -> the games that have it
+    "easy": GAMES, "hard": GAMES, "extreme": ("chaser", "dodgeball", "leaper", "starpilot"),
+    "memory": ("caveflyer", "dodgeball", "heist", "jumper", "maze", "miner"),
+}  # fmt: skip
 LEVEL_LIMIT = 2**31 - 1  # Procgen draws level seeds below this number
 UNSEEN_RESERVE = 2**24  # levels at the top that "unlimited" training (num_levels=0) never plays
 # What the code did before a field existed: the value of that field in older config.json and checkpoint files.
@@ -56,7 +56,7 @@ class PPOConfig:
     env_name: str = "starpilot"  # one of the 16 Procgen games
     num_levels: int = 50  # training levels; 0 = unlimited
     start_level: int = 0  # seed of the first training level
-    distribution_mode: str = "easy"  # difficulty: easy, hard, extreme, memory
+    distribution_mode: str = "easy"  # difficulty: easy, hard; some games have extreme or memory
     use_backgrounds: bool = False  # draw picture backgrounds (False: black)
     restrict_themes: bool = True  # one set of sprites for all levels
     seed: int = 0  # of everything random in the run
@@ -138,7 +138,7 @@ class PPOConfig:
         start, count = self.train_levels
         return start + count, LEVEL_LIMIT - start - count
 
-    def replace(self, **changes: object) -> Self:
+    def replace(self, **changes: object) -> PPOConfig:
         """A copy with some fields changed; unknown names raise ConfigError."""
         return self.from_dict({**self.to_dict(), **changes})
 
@@ -151,7 +151,7 @@ class PPOConfig:
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
-    def from_dict(cls, values: dict[str, object]) -> Self:
+    def from_dict(cls, values: dict[str, object]) -> PPOConfig:
         """Build a config; names that are not fields raise ConfigError with the closest field."""
         for name in values:
             if name not in field_types(cls):
@@ -159,12 +159,11 @@ class PPOConfig:
         return cls(**values)  # type: ignore[arg-type]
 
     @classmethod
-    def from_saved(cls, values: dict[str, object]) -> Self:
+    def from_saved(cls, values: dict[str, object]) -> PPOConfig:
         """Build the config of an existing run from its saved fields.
 
-        Fields that the file lacks get the behaviour from before they existed (ABSENT), never today's default. Fields
-        that this class lacks belong to a subclass of it: the result has them too. Raises ConfigError if fields are
-        missing that every run has saved.
+        Fields that the file lacks get the behaviour from before they existed (ABSENT), or raise ConfigError if every
+        run has saved them. Fields that this class lacks belong to a subclass of it: the result has them too.
         """
         known = field_types(cls)
         if lost := [name for name in known if name not in values and name not in ABSENT]:
@@ -174,14 +173,12 @@ class PPOConfig:
         return cls(**{**{name: ABSENT[name] for name in known if name in ABSENT}, **values})
 
     @classmethod
-    def from_saved_json(cls, text: str) -> Self:
+    def from_saved_json(cls, text: str) -> PPOConfig:
         """from_saved of a config.json's text; text that is not a JSON object raises ConfigError."""
         try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"The config is not valid JSON ({error}); restore config.json from its run.") from None
-        if not isinstance(values, dict):
-            raise ConfigError("The config must be a JSON object of field names and values.")
+            values = dict(**json.loads(text))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ConfigError(f"The config is not a JSON object ({error}); restore config.json from its run.") from None
         return cls.from_saved(values)
 
 
@@ -231,12 +228,9 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 def _coerce(name: str, kind: type, value: object) -> object:
     """Accept what means the same in the field's type (1e6 for an int, numpy scalars); refuse the rest."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if kind is int and isinstance(value, float) and value.is_integer():
-        return int(value)
+    value = value.item() if isinstance(value, np.generic) else value
+    if (kind is float and type(value) is int) or (kind is int and isinstance(value, float) and value.is_integer()):
+        return kind(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         words = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
         raise ConfigError(f"{name} must be {words.get(kind, kind)}, not {value!r}.")
@@ -247,25 +241,18 @@ _TINY = math.ulp(0.0)  # the least number above 0
 _RANGES: dict[str, tuple[float, float]] = {  # field -> lowest and highest value
     **dict.fromkeys(("num_levels", "start_level", "seed"), (0, LEVEL_LIMIT - 1)),
     **dict.fromkeys(("num_envs", "num_steps", "num_epochs", "num_minibatches"), (1, 2**16)),
-    **dict.fromkeys(("sequence_length", "width_scale", "eval_episodes"), (1, 2**16)),
+    **dict.fromkeys(("sequence_length", "width_scale", "eval_episodes", "ppg_interval", "ppg_epochs"), (1, 2**16)),
     **dict.fromkeys(("total_steps", "checkpoint_interval"), (1, 10**15)),
-    **dict.fromkeys(("gamma", "gae_lambda", "reward_gamma"), (0, 1)),
+    **dict.fromkeys(("gamma", "gae_lambda", "reward_gamma", "weight_decay"), (0, 1)),
     **dict.fromkeys(("value_coef", "entropy_coef", "drac_coef", "ppg_coef"), (0, 1e6)),
-    **dict.fromkeys(("ppg_interval", "ppg_epochs"), (1, 2**16)),
-    "weight_decay": (0, 1),
-    "mixreg_alpha": (_TINY, 1e6),
-    "eval_interval": (-1, 10**15),
-    "learning_rate": (_TINY, 1),
-    "clip_range": (_TINY, 0.999),
-    "max_grad_norm": (_TINY, 1e9),
-}
+    "eval_interval": (-1, 10**15), "learning_rate": (_TINY, 1), "clip_range": (_TINY, 0.999),
+    "max_grad_norm": (_TINY, 1e9), "mixreg_alpha": (_TINY, 1e6),
+}  # fmt: skip
 _CHOICES = {
-    "env_name": GAMES,
-    "distribution_mode": DISTRIBUTION_MODES,
-    "pooling": ("flatten", "average"),
-    "encoder_init": ("orthogonal", "glorot"),
+    "env_name": GAMES, "distribution_mode": DISTRIBUTION_MODES,
+    "pooling": ("flatten", "average"), "encoder_init": ("orthogonal", "glorot"),
     "precision": ("auto", "float32", "bf16", "fp16"),
-}
+}  # fmt: skip
 
 
 def _check(c: PPOConfig) -> None:
@@ -278,14 +265,15 @@ def _check(c: PPOConfig) -> None:
     for name, choices in _CHOICES.items():
         value = getattr(c, name)
         need(value in choices, f"There is no {name} '{value}'{suggest(value, choices)}")
+    modes = [mode for mode, games in DISTRIBUTION_MODES.items() if c.env_name in games]
+    others = f"choose one of: {', '.join(modes)}"
+    need(c.distribution_mode in modes, f"{c.env_name} has no {c.distribution_mode} mode; {others}.")
     for name, (low, high) in _RANGES.items():
         value, above = getattr(c, name), "above 0" if low == _TINY else f"at least {low:,}"
         need(low <= value <= high, f"{name} must be {above} and at most {high:,}, not {value}.")
-    unseen = c.start_level + c.num_levels < LEVEL_LIMIT
-    need(unseen, f"start_level + num_levels must stay below {LEVEL_LIMIT}, so that unseen levels remain.")
-    if c.num_levels == 0:
-        need(c.start_level == 0, "Unlimited levels (num_levels=0) have no first one: leave start_level at 0.")
-    device = re.fullmatch(r"auto|cpu|cuda(:\d+)?", c.device)
+    end, device = c.start_level + c.num_levels, re.fullmatch(r"auto|cpu|cuda(:\d+)?", c.device)
+    need(end < LEVEL_LIMIT, f"start_level + num_levels must stay below {LEVEL_LIMIT}, so that unseen levels remain.")
+    need(end == 0 or c.num_levels > 0, "Unlimited levels (num_levels=0) have no first one: leave start_level at 0.")
     need(device is not None, f"device must be auto, cpu, cuda or cuda:INDEX, not '{c.device}'.")
     units, unit = c.batch_size, "steps"
     if c.recurrent:

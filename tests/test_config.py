@@ -2,6 +2,11 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -9,6 +14,8 @@ from hypothesis import strategies as st
 
 from ppo_lib.config import (
     ABSENT,
+    DISTRIBUTION_MODES,
+    GAMES,
     LEVEL_LIMIT,
     PRESETS,
     UNSEEN_RESERVE,
@@ -66,6 +73,10 @@ def test_unlimited_training_leaves_levels_unseen():
     [
         ({"env_name": "starpilto"}, "did you mean 'starpilot'"),
         ({"distribution_mode": "medium"}, "distribution_mode"),
+        (
+            {"env_name": "coinrun", "distribution_mode": "memory"},
+            "coinrun has no memory mode; choose one of: easy, hard",
+        ),
         ({"gama": 0.9}, "did you mean 'gamma'"),
         ({"gamma": 1.5}, "at most 1"),
         ({"gamma": float("nan")}, "at least 0"),
@@ -98,6 +109,45 @@ def test_bad_values_get_one_sentence(fields, words):
     with pytest.raises(ConfigError, match=words) as caught:
         PPOConfig.from_dict(fields)
     assert "\n" not in str(caught.value)
+
+
+ALL_MODES = """
+import os, sys
+from ppo_lib.config import DISTRIBUTION_MODES, GAMES
+from ppo_lib.procgen.env import DIFFICULTIES
+from ppo_lib.procgen.library import Games
+
+def start(game, mode):
+    fixed = dict(num_levels=1, start_level=0, num_actions=15, num_threads=0, rand_seed=0)
+    flags = dict(use_backgrounds=False, restrict_themes=True, center_agent=True)
+    return Games(1, dict(env_name=game, distribution_mode=DIFFICULTIES[mode], **fixed, **flags), False)
+
+first = start("maze", "easy")  # loads the images once for all
+for mode in DISTRIBUTION_MODES:
+    for game in GAMES:
+        if not (child := os.fork()):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            start(game, mode)
+            os._exit(0)
+        if os.waitpid(child, 0)[1] == 0:
+            print(mode, game)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the games end a process that asks for a mode that they lack")
+def test_a_config_is_valid_if_the_game_has_the_mode():
+    """All games in all modes, as the games' own C++ code accepts them."""
+    shown = subprocess.run(
+        [sys.executable, "-c", ALL_MODES], cwd=Path(__file__).parents[1], text=True, capture_output=True
+    )
+    playable = {tuple(line.split()) for line in shown.stdout.splitlines()}
+    assert len(playable) > len(GAMES), shown.stderr
+    for mode, game in product(DISTRIBUTION_MODES, GAMES):
+        if (mode, game) in playable:
+            assert PPOConfig(env_name=game, distribution_mode=mode)
+        else:
+            with pytest.raises(ConfigError, match=f"^{game} has no {mode} mode; choose one of: easy, hard"):
+                PPOConfig(env_name=game, distribution_mode=mode)
 
 
 def test_suggested_divisors_are_accepted():

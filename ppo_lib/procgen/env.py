@@ -18,16 +18,12 @@ from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoA
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from ppo_lib.config import GAMES, LEVEL_LIMIT, PPOConfig, UserError
+from ppo_lib.config import LEVEL_LIMIT, PPOConfig, UserError
 from ppo_lib.procgen.library import OBS_SHAPE, Games, looks_like_state
 
 NUM_ACTIONS = 15
 MAX_THREADS = 16  # more threads only wait for each other's lock
 DIFFICULTIES = {"easy": 0, "hard": 1, "extreme": 2, "memory": 10}  # codes of distribution_mode in the C++ games
-ONLY_IN = {  # the games that have a difficulty, where not all do
-    "extreme": ("chaser", "dodgeball", "leaper", "starpilot"),
-    "memory": ("caveflyer", "dodgeball", "heist", "jumper", "maze", "miner"),
-}
 
 
 class ProcgenVectorEnv(VectorEnv):
@@ -40,7 +36,7 @@ class ProcgenVectorEnv(VectorEnv):
 
     `truncated` is always False. Games other than StarPilot can reach their step limit (1,000 steps at most); Procgen
     does not report it, and published baselines treat it as the end of the episode, so we do, too.
-    Raises UserError if a value is out of range, the game lacks the difficulty, or Procgen is missing.
+    Raises UserError if a value is out of range or Procgen is missing.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP}
@@ -50,9 +46,6 @@ class ProcgenVectorEnv(VectorEnv):
     def __init__(
         self, config: PPOConfig, levels: tuple[int, int], num_envs: int, seed: int, threads: int | None, render: bool
     ) -> None:
-        mode, having = config.distribution_mode, ONLY_IN.get(config.distribution_mode, GAMES)
-        if config.env_name not in having:
-            raise UserError(f"{config.env_name} has no {mode} mode; only {', '.join(having)} do.")
         self.num_envs = _integer("num_envs", num_envs, 1, 2**16)
         threads = min(usable_cores(), self.num_envs, MAX_THREADS) if threads is None else threads
         self._threads = _integer("num_threads", threads, 0, 1024)
@@ -61,7 +54,7 @@ class ProcgenVectorEnv(VectorEnv):
             "env_name": config.env_name,
             "num_levels": count,
             "start_level": _integer("the first level", levels[0], 0, LEVEL_LIMIT - count),
-            "distribution_mode": DIFFICULTIES[mode],
+            "distribution_mode": DIFFICULTIES[config.distribution_mode],
             "num_actions": NUM_ACTIONS,
             "use_backgrounds": config.use_backgrounds,
             "restrict_themes": config.restrict_themes,

@@ -326,7 +326,7 @@ def test_frames_are_large_images_of_the_current_step() -> None:
         ({"seed": -1}, "seed must be"),
         ({"seed": 2**31}, "seed must be"),
         ({"num_threads": -1}, "num_threads must be"),
-        ({"distribution_mode": "memory"}, "starpilot has no memory mode; only caveflyer"),
+        ({"distribution_mode": "memory"}, "starpilot has no memory mode"),
         ({"game": "maze", "distribution_mode": "extreme"}, "maze has no extreme mode"),
     ],
 )
