@@ -148,10 +148,8 @@ def test_runs_in_colab_and_jupyter(notebook):
     assert not re.search(r"^%pip|^!pip", code, re.MULTILINE)
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> dict[str, tuple[str, str]]:
-    """Run all notebooks in a copy of the project: name -> (problem, figures without axis names)."""
-    folder = tmp_path_factory.mktemp("notebooks")
+def run_all(folder: Path, *options: str) -> dict[str, tuple[str, str]]:
+    """Run all notebooks in a copy of the project, two at a time: name -> (problem, figures without axis names)."""
     project = copy_project(folder / "project")
     startup = folder / "ipython" / "profile_default" / "startup"
     startup.mkdir(parents=True)
@@ -163,7 +161,15 @@ def runs(tmp_path_factory) -> dict[str, tuple[str, str]]:
     def run(path: Path) -> tuple[str, str]:
         audit = folder / f"{path.stem}.audit"
         environment = {**os.environ, "IPYTHONDIR": str(folder / "ipython"), "FIGURE_AUDIT": str(audit)}
-        command = [sys.executable, "tools/notebooks.py", path.name, "--smoke", "--output", str(folder / "ran")]
+        command = [
+            sys.executable,
+            "tools/notebooks.py",
+            path.name,
+            "--smoke",
+            "--output",
+            str(folder / "ran"),
+            *options,
+        ]
         done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
         return done.stdout + done.stderr if done.returncode else "", audit.read_text() if audit.exists() else ""
 
@@ -174,6 +180,18 @@ def runs(tmp_path_factory) -> dict[str, tuple[str, str]]:
     return found
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, tuple[str, str]]:
+    """The notebooks as they are, with open exercises."""
+    return run_all(tmp_path_factory.mktemp("notebooks"))
+
+
+@pytest.fixture(scope="module")
+def runs_again(tmp_path_factory) -> dict[str, tuple[str, str]]:
+    """With all exercises solved, and each cell run twice and once more after the whole notebook."""
+    return run_all(tmp_path_factory.mktemp("solved"), "--solved", "--again")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_from_top_to_bottom(runs, name):
@@ -181,6 +199,13 @@ def test_runs_from_top_to_bottom(runs, name):
     problem, figures = runs[name]
     assert not problem, problem
     assert not figures, f"figures with numbers on an axis that has no name:\n{figures}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_solved_and_each_cell_again(runs_again, name):
+    """The student's own functions do as well; each cell runs twice in a row, and again after the whole notebook."""
+    assert not runs_again[name][0], runs_again[name][0]
 
 
 @pytest.mark.slow
@@ -209,24 +234,69 @@ def test_audit_sees_unnamed_axes():
 
 def test_tool_leaves_a_failing_notebook_as_it_was(tmp_path):
     """Nothing is written, and the error is named."""
-    cells = [nbformat.v4.new_code_cell("1 / 0")]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")])
     path = tmp_path / "01_bad.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    nbformat.write(notebook, path)
     before = path.read_bytes()
-    assert "ZeroDivisionError" in tool.execute(path, path)
+    assert "ZeroDivisionError" in tool.execute(notebook, path, tmp_path)
     assert path.read_bytes() == before
 
 
 def test_tool_writes_outputs_without_times_and_widget_state(tmp_path):
-    """Outputs and counts are new; PPO_SMOKE is set as requested."""
-    code = "import ipywidgets, os; display(ipywidgets.IntSlider()); print(os.environ['PPO_SMOKE'])"
+    """Outputs and counts are new; PPO_SMOKE is set as requested, and progress is kept elsewhere."""
+    code = (
+        "import ipywidgets, os; display(ipywidgets.IntSlider()); print(os.environ['PPO_SMOKE'],"
+        " os.path.exists(os.environ['PPO_PROGRESS']))"
+    )
     cell = nbformat.v4.new_code_cell(code, execution_count=7, metadata={"execution": {"iopub.status.busy": "x"}})
-    path = tmp_path / "01_good.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
-    assert tool.execute(path, tmp_path / "out" / path.name, smoke=True) == ""
-    ran = nbformat.read(tmp_path / "out" / path.name, as_version=4)
+    path = tmp_path / "out" / "01_good.ipynb"
+    assert tool.execute(nbformat.v4.new_notebook(cells=[cell]), path, tmp_path, smoke=True) == ""
+    ran = nbformat.read(path, as_version=4)
     assert ran.cells[0].execution_count == 1 and "execution" not in ran.cells[0].metadata
-    assert "widgets" not in ran.metadata and ran.cells[0].outputs[-1].text == "1\n"
+    assert "widgets" not in ran.metadata and ran.cells[0].outputs[-1].text == "1 False\n"
+
+
+STUB = "def twice(x):\n    ...\n\n\ntwice = check('twice', twice)"
+FOLDED = "<details><summary>Solution</summary>\n\n```python\ndef twice(x):\n    return 2 * x\n```\n</details>"
+
+
+def exercise_notebook(folded: str = FOLDED) -> nbformat.NotebookNode:
+    """A notebook with one exercise, whose check is the identity."""
+    cells = [
+        nbformat.v4.new_code_cell("def check(name, answer):\n    return answer"),
+        nbformat.v4.new_code_cell(STUB, metadata={"tags": ["exercise"]}),
+        nbformat.v4.new_markdown_cell(folded),
+        nbformat.v4.new_code_cell("print(twice(2))"),
+    ]
+    return nbformat.v4.new_notebook(cells=cells)
+
+
+def test_tool_puts_solutions_in(tmp_path):
+    """Into the run's copy alone."""
+    path, out = tmp_path / "notebooks" / "01_one.ipynb", tmp_path / "out"
+    path.parent.mkdir()
+    nbformat.write(exercise_notebook(), path)
+    before = path.read_bytes()
+    assert tool.main(["--solved", "--output", str(out), "--root", str(tmp_path)]) == 0
+    ran = nbformat.read(out / path.name, as_version=4)
+    assert ran.cells[1].source == "def twice(x):\n    return 2 * x\n\n\ntwice = check('twice', twice)"
+    assert ran.cells[3].outputs[0].text == "4\n" and path.read_bytes() == before
+    nbformat.write(exercise_notebook("no solution"), path)
+    with pytest.raises(ValueError, match="'twice' has no folded solution"):
+        tool.solved(path)
+
+
+def test_tool_runs_cells_again():
+    """Twice in a row, then all from the last to the first."""
+    order = [cell.source for cell in tool.again([nbformat.v4.new_code_cell(name) for name in "abc"])]
+    assert order == list("aabbcccba")
+
+
+@pytest.mark.parametrize("option", ["--smoke", "--solved", "--again"])
+def test_tool_never_writes_such_runs_in_place(option, capsys):
+    with pytest.raises(SystemExit):
+        tool.main([option, "01"])
+    assert "need --output" in capsys.readouterr().err
 
 
 def test_tool_stores_figures_lightly():

@@ -107,7 +107,7 @@ def _problem(exercise: Exercise, answer: Callable) -> str:
     cases = exercise.cases()
     expected = _results(exercise, exercise.solution, cases)
     try:
-        given = _limited(lambda: _results(exercise, answer, cases))
+        given = _limited(lambda: _results(exercise, answer, cases), LIMIT)
     except _TooSlow:
         return f"it still ran after {LIMIT:g} seconds. Does every loop come to an end?"
     except Exception as error:
@@ -133,7 +133,7 @@ def _results(exercise: Exercise, answer: Callable, cases: list[tuple]) -> list[A
     return results
 
 
-def _limited(call: Callable[[], Any], seconds: float = LIMIT) -> Any:
+def _limited(call: Callable[[], Any], seconds: float) -> Any:
     """The result of a call. Raises what it raises, or _TooSlow after so many seconds."""
     if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
 
