@@ -7,6 +7,8 @@
 //   lanes: one float32, or two bf16 (by the instruction vdpbf16ps). Such a pair is two input channels of a pixel or, in
 //   a gradient of weights, two pixels of a row.
 // - Sums are floats. In bf16 they are rounded (to nearest, ties to even) where an image is stored.
+// - A thread takes the next images when it is free, so that none waits for one that has to share its core. Gradients are
+//   summed within pieces of the batch, then over these: in the same order, whatever the number of threads.
 
 #include <stdint.h>
 #include <stdlib.h>
@@ -118,10 +120,8 @@ typedef struct {
     long row;  // numbers from one row to the next
 } image;
 
-static void *zeros(long size) {
-    size = (size + 63) / 64 * 64;
-    return memset(aligned_alloc(64, size), 0, size);
-}
+static void *room(long size) { return aligned_alloc(64, (size + 63) / 64 * 64); }
+static void *zeros(long size) { return memset(room(size), 0, size); }
 
 static image view(const void *data, long height, long width, long channels) {
     return (image){(number *)data, height, width, channels, width * channels};
@@ -216,34 +216,36 @@ static void convolve(image in, const groups *weights, const floats *bias, const 
     #undef CASE
 }
 
-// What a convolution's weights and bias receive, by thread: [threads][out / LANES][3][3][in] vectors of output
-// channels, and [threads][out / LANES].
+// What a convolution's weights and bias receive, by piece: [pieces][out / LANES][3][3][in] vectors of output channels,
+// and [pieces][out / LANES].
 typedef struct {
     floats *weights, *bias;
 } gradients;
 
-static gradients new_gradients(long in, long out, long threads) {
-    return (gradients){zeros(threads * 9 * in * out * sizeof(float)), zeros(threads * out * sizeof(float))};
+static gradients new_gradients(long in, long out, long pieces) {
+    return (gradients){room(pieces * 9 * in * out * sizeof(float)), room(pieces * out * sizeof(float))};
 }
 
-static gradients of_thread(gradients all, long in, long out, long thread) {
-    return (gradients){all.weights + thread * 9 * in * out / LANES, all.bias + thread * out / LANES};
+static gradients zero_piece(gradients all, long in, long out, long piece) {
+    const long size = 9 * in * out / LANES;
+    gradients own = {all.weights + piece * size, all.bias + piece * out / LANES};
+    memset(own.weights, 0, size * sizeof(floats)), memset(own.bias, 0, out * sizeof(float));
+    return own;
 }
 
-// Their sums over the threads, in the threads' order: dw [out][3][3][kept] of the first `kept` inputs, db [out].
-static void sum_threads(gradients all, long in, long out, long threads, long kept, float *dw, float *db) {
-    for (long o = 0; o < out; o++) {
-        const float *bias = (float *)all.bias + o;
-        db[o] = 0;
-        for (long t = 0; t < threads; t++) db[o] += bias[t * out];
-        for (long tap = 0; tap < 9; tap++)
-            for (long k = 0; k < kept; k++) {
-                const float *from = (float *)all.weights + ((o / LANES * 9 + tap) * in + k) * LANES + o % LANES;
-                float sum = 0;
-                for (long t = 0; t < threads; t++) sum += from[t * 9 * in * out];
-                dw[(o * 9 + tap) * kept + k] = sum;
-            }
+// Their sums over the pieces, in order: dw [out][3][3][kept] of the first `kept` inputs, db [out].
+static void sum_pieces(gradients all, long in, long out, long pieces, long kept, float *dw, float *db) {
+    const long size = 9 * in * out / LANES;
+    floats *total = all.weights;
+    for (long p = 1; p < pieces; p++) {
+        for (long i = 0; i < size; i++) total[i] += all.weights[p * size + i];
+        for (long i = 0; i < out / LANES; i++) all.bias[i] += all.bias[p * out / LANES + i];
     }
+    memcpy(db, all.bias, out * sizeof(float));
+    for (long o = 0; o < out; o++)
+        for (long tap = 0; tap < 9; tap++)
+            for (long k = 0; k < kept; k++)
+                dw[(o * 9 + tap) * kept + k] = total[(o / LANES * 9 + tap) * in + k][o % LANES];
 }
 
 // Adds what one image gives. in and dy (the output's gradient) are padded; x and g are room for them, in groups.
@@ -353,6 +355,7 @@ static void pool_gradient(image dy, const uint8_t *place, image dx) {
 // --- the block -------------------------------------------------------------------------------------------------------
 
 #define CONVS 5  // the first one, and two in each residual block
+#define PIECES 32  // of a batch, at most
 
 // What the backward pass needs of the forward pass, each [n][H][W][c]: where the pool found its values, its output, the
 // hidden layer of residual block 1, its output, the hidden layer of block 2.
@@ -369,11 +372,12 @@ void block_forward(const number *x, const float **weights, const float **biases,
     groups *packed[CONVS];
     floats *bias[CONVS];
     for (int k = 0; k < CONVS; k++) packed[k] = pack(weights[k], k ? c : in, c, 0), bias[k] = pack_bias(biases[k], c);
-    #pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (int t = 0; t < threads; t++) {
+    #pragma omp parallel num_threads(threads)
+    {
         image input = new_padded(h, w, in == 3 ? RGB : in), wide = new_padded(h, w, c), active = new_padded(H, W, c),
               hidden = new_padded(H, W, c), local[2] = {new_padded(H, W, c), new_padded(H, W, c)};
-        for (long i = n * t / threads; i < n * (t + 1) / threads; i++) {
+        #pragma omp for schedule(dynamic) nowait
+        for (long i = 0; i < n; i++) {
             image x_[3] = {local[0], local[1], view(y + i * size, H, W, c)};
             for (int r = 0; keep && r < 2; r++) x_[r] = view(keep->x[r] + i * size, H, W, c);
             copy(view(x + i * h * w * in, h, w, in), input);
@@ -398,41 +402,45 @@ void block_backward(const number *x, const float **weights, const number *dy, co
     const long H = (h + 1) / 2, W = (w + 1) / 2, size = H * W * c, inputs = in == 3 ? RGB : in;
     groups *packed[CONVS] = {0};
     for (int k = dx ? 0 : 1; k < CONVS; k++) packed[k] = pack(weights[k], k ? c : in, c, 1);
+    const long pieces = n < PIECES ? n : PIECES;
     gradients sums[CONVS];
-    for (int k = 0; k < CONVS; k++) sums[k] = new_gradients(k ? c : inputs, c, threads);
-    #pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (int t = 0; t < threads; t++) {
+    for (int k = 0; k < CONVS; k++) sums[k] = new_gradients(k ? c : inputs, c, pieces);
+    #pragma omp parallel num_threads(threads)
+    {
         image input = new_padded(h, w, inputs), wide = new_padded(h, w, c), active = new_padded(H, W, c),
               hidden = new_padded(H, W, c), d_hidden = new_padded(H, W, c),
               d[3] = {new_padded(H, W, c), new_padded(H, W, c), new_padded(H, W, c)};
-        group *room = zeros((h + 2) * (w + 2) * (inputs > c ? inputs : c) * sizeof(group));
-        groups *more_room = zeros(h * w * sizeof(groups));
-        gradients to[CONVS];
-        for (int k = 0; k < CONVS; k++) to[k] = of_thread(sums[k], k ? c : inputs, c, t);
-        for (long i = n * t / threads; i < n * (t + 1) / threads; i++) {
-            copy(view(dy + i * size, H, W, c), d[2]);
-            for (int r = 1; r >= 0; r--) {
-                image x_ = view(keep->x[r] + i * size, H, W, c), hidden_ = view(keep->hidden[r] + i * size, H, W, c);
-                copy(hidden_, hidden);
-                add_gradients(hidden, d[r + 1], to[2 + 2 * r], room, more_room);
-                convolve(d[r + 1], packed[2 + 2 * r], NULL, &hidden_, NULL, 0, d_hidden);
-                copy_positive(x_, active);
-                add_gradients(active, d_hidden, to[1 + 2 * r], room, more_room);
-                convolve(d_hidden, packed[1 + 2 * r], NULL, &x_, &d[r + 1], 0, d[r]);
+        group *in_groups = room((h + 2) * (w + 2) * (inputs > c ? inputs : c) * sizeof(group));
+        groups *dy_groups = room(h * w * sizeof(groups));
+        #pragma omp for schedule(dynamic)
+        for (long p = 0; p < pieces; p++) {
+            gradients to[CONVS];
+            for (int k = 0; k < CONVS; k++) to[k] = zero_piece(sums[k], k ? c : inputs, c, p);
+            for (long i = n * p / pieces; i < n * (p + 1) / pieces; i++) {
+                copy(view(dy + i * size, H, W, c), d[2]);
+                for (int r = 1; r >= 0; r--) {
+                    image x_ = view(keep->x[r] + i * size, H, W, c);
+                    image hidden_ = view(keep->hidden[r] + i * size, H, W, c);
+                    copy(hidden_, hidden);
+                    add_gradients(hidden, d[r + 1], to[2 + 2 * r], in_groups, dy_groups);
+                    convolve(d[r + 1], packed[2 + 2 * r], NULL, &hidden_, NULL, 0, d_hidden);
+                    copy_positive(x_, active);
+                    add_gradients(active, d_hidden, to[1 + 2 * r], in_groups, dy_groups);
+                    convolve(d_hidden, packed[1 + 2 * r], NULL, &x_, &d[r + 1], 0, d[r]);
+                }
+                pool_gradient(d[0], keep->place + i * size, wide);
+                copy(view(x + i * h * w * in, h, w, in), input);
+                add_gradients(input, wide, to[0], in_groups, dy_groups);
+                if (dx) convolve(wide, packed[0], NULL, NULL, NULL, 0, view(dx + i * h * w * in, h, w, in));
             }
-            pool_gradient(d[0], keep->place + i * size, wide);
-            copy(view(x + i * h * w * in, h, w, in), input);
-            add_gradients(input, wide, to[0], room, more_room);
-            if (dx) convolve(wide, packed[0], NULL, NULL, NULL, 0, view(dx + i * h * w * in, h, w, in));
         }
         delete_padded(input), delete_padded(wide), delete_padded(active), delete_padded(hidden);
         delete_padded(d_hidden), delete_padded(d[0]), delete_padded(d[1]), delete_padded(d[2]);
-        free(room), free(more_room);
+        free(in_groups), free(dy_groups);
+        #pragma omp for schedule(dynamic) nowait
+        for (int k = 0; k < CONVS; k++) sum_pieces(sums[k], k ? c : inputs, c, pieces, k ? c : in, dw[k], db[k]);
     }
-    for (int k = 0; k < CONVS; k++) {
-        sum_threads(sums[k], k ? c : inputs, c, threads, k ? c : in, dw[k], db[k]);
-        free(packed[k]), free(sums[k].weights), free(sums[k].bias);
-    }
+    for (int k = 0; k < CONVS; k++) free(packed[k]), free(sums[k].weights), free(sums[k].bias);
 }
 
 // --- the pooling alone -----------------------------------------------------------------------------------------------
@@ -440,7 +448,7 @@ void block_backward(const number *x, const float **weights, const number *dy, co
 // x [n][h][w][c] -> y, place [n][H][W][c]
 void pool_forward(const number *x, number *y, uint8_t *place, long n, long h, long w, long c, int threads) {
     const long H = (h + 1) / 2, W = (w + 1) / 2;
-    #pragma omp parallel for num_threads(threads)
+    #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (long i = 0; i < n; i++)
         pool(view(x + i * h * w * c, h, w, c), view(y + i * H * W * c, H, W, c), place + i * H * W * c);
 }
@@ -448,7 +456,7 @@ void pool_forward(const number *x, number *y, uint8_t *place, long n, long h, lo
 // dy, place [n][H][W][c] -> dx [n][h][w][c]
 void pool_backward(const number *dy, const uint8_t *place, number *dx, long n, long h, long w, long c, int threads) {
     const long H = (h + 1) / 2, W = (w + 1) / 2;
-    #pragma omp parallel for num_threads(threads)
+    #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (long i = 0; i < n; i++)
         pool_gradient(view(dy + i * H * W * c, H, W, c), place + i * H * W * c, view(dx + i * h * w * c, h, w, c));
 }
