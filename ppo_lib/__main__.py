@@ -13,7 +13,7 @@ import re
 import shlex
 import sys
 import time
-from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, Namespace
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, BooleanOptionalAction, Namespace
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
@@ -31,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
         options.results = options.results.expanduser()  # a shell leaves the ~ of --results=~/runs alone
         options.changes = {name: getattr(options, name) for name in FIELDS if name in options}
+        if getattr(options, "threads", None):
+            os.environ["OMP_THREAD_LIMIT"] = str(options.threads)  # torch reads it when it is loaded
         return options.command(options) or 0
     except (UserError, OSError) as error:
         if isinstance(error, OSError):
@@ -128,10 +130,14 @@ def evaluate(options: Namespace) -> None:
 
 def video(options: Namespace) -> None:
     """Record a run's policy on train levels beside unseen ones, or several runs' on the same unseen levels."""
+    import torch
+
     from ppo_lib.accel import attach
+    from ppo_lib.accel.hardware import cpu_threads
     from ppo_lib.checkpoint import load_policy
     from ppo_lib.video import record_comparison, record_video
 
+    torch.set_num_threads(cpu_threads())
     run_dirs = [runs.find_run(name, options.results) for name in options.runs]
     if options.levels % len(run_dirs):
         raise UserError(f"--levels must be a multiple of the {len(run_dirs)} runs, not {options.levels}.")
@@ -198,6 +204,9 @@ def _parser() -> ArgumentParser:
                 note = f"{notes.get(field, '')} (default: {getattr(PPOConfig, field)})".replace("%", "%%")
                 _add_field(sub, field, note, several=function is sweep)
         sub.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="folder of the runs")
+        if function is not report:
+            note = f"CPU threads{' of each run' * (function is sweep)}, at most (default: those of the granted cores)"
+            sub.add_argument("--threads", type=_positive, metavar="N", help=note)
         return sub
 
     sub = add(train, "quick")
@@ -246,7 +255,7 @@ def _add_field(parser: ArgumentParser, name: str, note: str, several: bool) -> N
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"A whole number of at least 1 is needed there, not '{text}'.")
+        raise ArgumentTypeError(f"a whole number of at least 1 is needed, not '{text}'")
     return int(text)
 
 

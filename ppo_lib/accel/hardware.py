@@ -61,14 +61,14 @@ def configure(config: PPOConfig, recorded: bool = False, local_rank: int = 0, lo
     one that it has, and `reason` says so; otherwise UserError is raised.
     local_rank, local_size: this process among those on this machine that train together and share its GPUs and cores.
     """
-    device, reason = _pick_device(config.device, recorded, local_rank if local_size > 1 else None)
+    device, reason = _pick_device(config.device, recorded, local_rank, local_size)
     precision, lacking, instead = config.precision, "fp16", "float32"
     if on_gpu := device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
         lacking, instead = ("", "bf16") if torch.cuda.is_bf16_supported(including_emulation=False) else ("bf16", "fp16")
     else:
         prepare_memory()
-        torch.set_num_threads(_threads(local_size))
+        torch.set_num_threads(cpu_threads(local_size))
     if precision == "auto":
         precision, why = (instead, "its fastest training format") if on_gpu else _faster_on_cpu()
         reason += f", {precision} ({why})"
@@ -97,7 +97,7 @@ def prepare_memory() -> None:
         libc.free(ctypes.c_void_p(block))
 
 
-def _pick_device(wish: str, recorded: bool, local_rank: int | None) -> tuple[torch.device, str]:
+def _pick_device(wish: str, recorded: bool, local_rank: int, local_size: int) -> tuple[torch.device, str]:
     """The device, and its name with a note if the config of an existing run names another."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     best = "cuda" if count else "cpu"
@@ -108,21 +108,25 @@ def _pick_device(wish: str, recorded: bool, local_rank: int | None) -> tuple[tor
             raise UserError(f"There is no {wish}; this machine has cuda:0 to cuda:{count - 1}." if count else NO_GPU)
         wish, note = best, f" (the run's {wish} is not available here)"
     if wish == "cpu":
-        return torch.device(wish), f"CPU with {usable_cores()} cores{note}"
-    device = torch.device(wish if local_rank is None else f"cuda:{local_rank % count}")
+        used, cores = cpu_threads(local_size), usable_cores()
+        return torch.device(wish), f"CPU with {f'{used} of ' * (used < cores)}{cores} cores{note}"
+    device = torch.device(wish if local_size == 1 else f"cuda:{local_rank % count}")
     return device, torch.cuda.get_device_name(device) + note
 
 
-def _threads(local_size: int) -> int:
-    """Threads for torch: the cores granted to this process, or OMP_NUM_THREADS if that is fewer."""
-    granted = [usable_cores() / local_size]
+def cpu_threads(processes: int = 1) -> int:
+    """Threads for each of several processes: its share of the cores granted to all, or fewer if the user says so.
+
+    The user says so with OMP_THREAD_LIMIT, which `--threads` sets, or OMP_NUM_THREADS.
+    """
+    granted = [usable_cores() / processes]
     for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # of a cgroup v2 or v1: a container
         with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
             quota, period = map(float, " ".join((CGROUPS / file).read_text() for file in files).split())
-            granted += [quota / period / local_size] if quota > 0 else []
-    wish = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    if wish.isdecimal() and local_size == 1:  # torchrun sets it to 1 in each of several processes
-        granted.append(int(wish))
+            granted += [quota / period / processes] if quota > 0 else []
+    for name in ["OMP_THREAD_LIMIT", *["OMP_NUM_THREADS"] * (processes == 1)]:  # torchrun sets this to 1 for several
+        wish = os.environ.get(name, "").split(",")[0]
+        granted += [int(wish)] if wish.isdecimal() else []
     return max(1, int(min(granted)))
 
 

@@ -158,13 +158,16 @@ Ended = Iterator[tuple[SweepRun, str | None]]
 
 
 def local(runs: Sequence[SweepRun], jobs: int = 1) -> Ended:
-    """Run everything on this machine, `jobs` at a time on each GPU, or on the CPU."""
+    """Run everything on this machine, `jobs` at a time on each GPU, or on the CPU, with equal shares of the cores."""
+    from ppo_lib.accel.hardware import cpu_threads
+
     waiting, places, running = list(runs), _gpus(runs) * jobs, {}
+    threads = cpu_threads(min(len(places), len(runs) or 1))
     try:
         while waiting or running:
             while waiting and places:
                 run, place = waiting.pop(0), places.pop(0)
-                running[run] = place, _start(run, place)
+                running[run] = place, _start(run, place, threads)
             for run, (place, process) in list(running.items()):
                 if process.poll() is not None:
                     del running[run]
@@ -244,14 +247,19 @@ def _settle_precision(runs: Sequence[SweepRun]) -> list[SweepRun]:
     return [replace(run, config=run.config.replace(precision=precision)) if run in auto else run for run in runs]
 
 
-def _start(run: SweepRun, gpu: str | None = None) -> subprocess.Popen[bytes]:
-    """Start a run's process; its output is added to log.txt. gpu: the one that it sees unless it names its own."""
+def _start(run: SweepRun, gpu: str | None = None, threads: int | None = None) -> subprocess.Popen[bytes]:
+    """Start a run's process; its output is added to log.txt.
+
+    gpu: the one that it sees unless it names its own; threads: its share of the cores (Ray gives its tasks theirs).
+    """
     run.run_dir.mkdir(parents=True, exist_ok=True)
     with suppress(OSError, NotImplementedError), RunFolder(run.run_dir, run.config, resume=True).lock.acquire():
         pass  # the process of a sweep that was killed may still be saving
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "30"}
     if gpu is not None and run.config.device in ("auto", "cuda"):
         environment["CUDA_VISIBLE_DEVICES"] = gpu
+    if threads is not None:
+        environment["OMP_THREAD_LIMIT"] = str(threads)
     arguments = run.arguments()
     with open(run.run_dir / LOG, "ab", buffering=0) as log:
         log.write(f"python -m ppo_lib {shlex.join(arguments)}\n".encode())

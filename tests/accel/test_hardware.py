@@ -1,16 +1,23 @@
 """Device, precision and threads: what is picked, what is refused, and what a recorded config falls back to."""
 
 import copy
+import os
+import re
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from ppo_lib.__main__ import main
 from ppo_lib.accel import hardware, kernels
 from ppo_lib.accel.hardware import configure, prepare_memory
 from ppo_lib.config import UserError
 from ppo_lib.policy import make_policy
 from ppo_lib.train import Trainer
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +101,14 @@ def test_processes_on_one_machine_share_its_gpus(tiny, gpu):
         assert [device.index for device in chosen] == [0, 1, 0]
 
 
+@pytest.fixture
+def no_wishes(monkeypatch):
+    """Leave OpenMP's variables unset."""
+    for name in ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        monkeypatch.setenv(name, "")  # restored afterwards, even if the code under test sets it
+        monkeypatch.delenv(name)
+
+
 @pytest.mark.parametrize(
     ("files", "omp", "local_size", "expected"),
     [
@@ -111,18 +126,54 @@ def test_processes_on_one_machine_share_its_gpus(tiny, gpu):
         ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None, 1, 8),
     ],
 )
-def test_threads_are_those_granted(tiny, monkeypatch, tmp_path, files, omp, local_size, expected):
+def test_threads_are_those_granted(tiny, monkeypatch, tmp_path, no_wishes, files, omp, local_size, expected):
     """The least of the cores, a container's limit (cgroup v2 and v1) and OMP_NUM_THREADS."""
     monkeypatch.setattr(hardware, "usable_cores", lambda: 8)
     monkeypatch.setattr(hardware, "CGROUPS", tmp_path)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if omp:
         monkeypatch.setenv("OMP_NUM_THREADS", omp)
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text + "\n")
-    configure(tiny(), local_size=local_size)
+    chosen = configure(tiny(), local_size=local_size)
     assert torch.get_num_threads() == expected
+    assert chosen.reason.startswith("CPU with 8 cores" if expected == 8 else f"CPU with {expected} of 8 cores")
+
+
+def test_the_threads_flag_limits_every_command_that_computes(tiny, monkeypatch, capsys, no_wishes):
+    monkeypatch.setattr(hardware, "usable_cores", lambda: 8)
+    commands = "train --resume", "sweep --sweep s", "evaluate nobody", "video nobody", "bench --preset none"
+    for command in commands:  # which end when they find what is missing
+        monkeypatch.delenv("OMP_THREAD_LIMIT", raising=False)
+        assert main([*command.split(), "--threads", "3"]) == 2 and "threads" not in capsys.readouterr().err
+        assert (hardware.cpu_threads(), hardware.cpu_threads(4)) == (3, 2)  # and of several processes its share
+        for wrong in ("0", "-1", "1.5", "all"):
+            assert main([*command.split(), "--threads", wrong]) == 2
+            said = capsys.readouterr().err
+            assert said.count("\n") == 1 and f"--threads: a whole number of at least 1 is needed, not '{wrong}'" in said
+    configure(tiny())
+    assert torch.get_num_threads() == 3
+
+
+def after_import(module, code="", **variables):
+    """What a new process says that imports a module of ours with these environment variables."""
+    command = [sys.executable, "-c", f"import os, {module}; {code}"]
+    environment = {**os.environ, **variables, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, torch's OpenMP is another one")
+def test_threads_that_wait_spin_briefly(no_wishes):
+    """As torch's own OpenMP understands it, which is loaded after ppo_lib; its default is 300,000."""
+    shown = after_import("ppo_lib.model", OMP_DISPLAY_ENV="verbose")
+    assert 100 < int(re.search(r"GOMP_SPINCOUNT = '(\d+)'", shown)[1]) < 100_000
+
+
+@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
+def test_a_wait_policy_that_the_user_chose_is_kept(no_wishes, name):
+    ours = "print(*sorted({'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT', 'KMP_BLOCKTIME'} & {*os.environ}), os.environ[NAME])"
+    assert after_import("ppo_lib", ours.replace("NAME", repr(name)), **{name: "7"}).split() == [name, "7"]
 
 
 def test_prepare_readies_a_policy_and_says_what_runs_in_c(tiny, monkeypatch):

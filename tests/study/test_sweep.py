@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppo_lib.__main__ import FIELDS, _parser, main
+from ppo_lib.accel.hardware import cpu_threads
 from ppo_lib.checkpoint import RunFolder, save_checkpoint, save_policy
 from ppo_lib.config import PPOConfig, UserError, preset
 from ppo_lib.policy import ActorCritic
@@ -340,7 +341,7 @@ def test_precision_is_decided_once(tmp_path, monkeypatch):
 
 
 def test_one_run_a_gpu_and_jobs(tmp_path, monkeypatch):
-    busy, most, seen = Counter(), Counter(), {}
+    busy, most, seen, shares = Counter(), Counter(), {}, set()
 
     class Process:
         def __init__(self, gpu):
@@ -351,8 +352,9 @@ def test_one_run_a_gpu_and_jobs(tmp_path, monkeypatch):
             busy[self.gpu] -= self.returncode == 0
             return self.returncode
 
-    def start(run, gpu):
+    def start(run, gpu, threads):
         busy[gpu] += 1
+        shares.add(threads)
         most[gpu] = max(most[gpu], busy[gpu])
         seen[run.run_dir.name] = gpu
         return Process(gpu)
@@ -362,10 +364,12 @@ def test_one_run_a_gpu_and_jobs(tmp_path, monkeypatch):
     monkeypatch.setattr(sweeps, "_start", start)
     monkeypatch.setattr(sweeps, "_failure", lambda run, code: None)
     monkeypatch.setattr(sweeps.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("ppo_lib.accel.hardware.usable_cores", lambda: 8)
     for jobs in (1, 2):
-        most.clear(), seen.clear()
+        most.clear(), seen.clear(), shares.clear()
         ended = [run for run, cause in sweeps.local(runs, jobs)]
         assert most == {"0": jobs, "1": jobs} and len(seen) == 9 and set(ended) == set(runs)
+        assert shares == {4 // jobs}  # of eight cores
     assert [run.run_dir.name for run in ended[:4]] == ["run0", "run1", "run2", "run3"]  # in their order
 
 
@@ -390,6 +394,22 @@ def test_a_run_sees_its_gpu_alone(tmp_path, monkeypatch):
     for gpu, device, visible in (("1", "auto", "1"), (None, "auto", "0,1"), ("1", "cuda:0", "0,1")):
         sweeps._start(SweepRun(tmp_path, PPOConfig(device=device)), gpu)
         assert given["CUDA_VISIBLE_DEVICES"] == visible
+
+
+def test_each_of_several_runs_has_its_share_of_the_cores(tmp_path, monkeypatch):
+    """As its own process sees it; test_hardware.py shows that a run keeps to it."""
+    for name in ("OMP_THREAD_LIMIT", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    count = "import os; print('threads', os.environ['OMP_THREAD_LIMIT'])"
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **how: start([sys.executable, "-c", count], **how))
+    monkeypatch.setattr(sweeps, "_failure", lambda run, code: None)
+    cores = cpu_threads()
+    for jobs, runs in ((cores, cores), (cores, 1), (1, 2)):
+        grid = [SweepRun(tmp_path / f"{jobs}-{runs}-{i}", PPOConfig(device="cpu")) for i in range(runs)]
+        assert len(list(sweeps.local(grid, jobs))) == runs
+        for run in grid:
+            assert (run.run_dir / "log.txt").read_text().endswith(f"\nthreads {cores // min(jobs, runs)}\n")
 
 
 def test_ray_missing_is_one_sentence(monkeypatch):
