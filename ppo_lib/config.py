@@ -33,7 +33,7 @@ UNSEEN_RESERVE = 2**24  # levels at the top that "unlimited" training (num_level
 # What the code did before a field existed: the value of that field in older config.json and checkpoint files.
 ABSENT: dict[str, object] = {
     "encoder_init": "orthogonal", "algorithm": "ppo", "pooling": "flatten", "weight_decay": 0.0,
-    "mixreg_alpha": 0.2, "drac_coef": 0.1, "ppg_interval": 32, "ppg_epochs": 6, "ppg_coef": 1.0,
+    "build": "procgen", "mixreg_alpha": 0.2, "drac_coef": 0.1, "ppg_interval": 32, "ppg_epochs": 6, "ppg_coef": 1.0,
 }  # fmt: skip
 
 
@@ -93,6 +93,7 @@ class PPOConfig:
     pooling: str = "flatten"  # what follows the convolutions: flatten, or average over the image (Impoola)
     encoder_init: str = "orthogonal"  # initial weights: orthogonal and small, or glorot as in the published runs
     # the machine
+    build: str = "auto"  # of Procgen: procgen (three packages that draw alike), envpool, or auto: the installed one
     device: str = "auto"  # auto, cpu, cuda or cuda:INDEX
     precision: str = "auto"  # auto, float32, bf16 or fp16 (of the encoder; the rest is float32)
     # what is measured and kept
@@ -252,6 +253,7 @@ _CHOICES = {
     "env_name": GAMES, "distribution_mode": DISTRIBUTION_MODES,
     "pooling": ("flatten", "average"), "encoder_init": ("orthogonal", "glorot"),
     "precision": ("auto", "float32", "bf16", "fp16"),
+    "build": ("auto", "procgen", "envpool"),
 }  # fmt: skip
 
 

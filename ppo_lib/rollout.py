@@ -121,7 +121,7 @@ class Collector:
             "normalizer": self.normalizer.state_dict(),
             "halves": [
                 {
-                    "env": group.env.get_state(),
+                    "env": group.env.get_state() if getattr(group.env, "can_save", True) else None,
                     "state": group.state.cpu(),
                     "reset": group.episode_start.cpu(),
                     "obs": torch.from_numpy(group.obs),
@@ -136,6 +136,12 @@ class Collector:
         self.recent = deque((tuple(episode) for episode in state["recent"]), maxlen=RETURN_WINDOW)
         self.normalizer.load_state_dict(state["normalizer"])
         for group, saved in zip(self.groups, state["halves"], strict=True):
+            if saved["env"] is None:  # games that can't be saved: new episodes
+                group.obs, _ = group.env.reset()
+                group.state = self.ppo.policy.initial_state(group.env.num_envs)
+                group.episode_start = torch.ones_like(group.episode_start)
+                self.normalizer.returns[group.envs] = 0
+                continue
             group.env.set_state(saved["env"])
             group.state = saved["state"].to(self.ppo.device, copy=True)
             group.episode_start = saved["reset"].to(self.ppo.device, copy=True)

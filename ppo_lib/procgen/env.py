@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any, ClassVar
 
 import gymnasium
@@ -19,7 +20,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from ppo_lib.config import LEVEL_LIMIT, PPOConfig, UserError
-from ppo_lib.procgen.library import OBS_SHAPE, Games, looks_like_state
+from ppo_lib.procgen.envpool import EnvPoolGames
+from ppo_lib.procgen.library import OBS_SHAPE, Games, looks_like_state, procgen_build
 
 NUM_ACTIONS = 15
 MAX_THREADS = 16  # more threads only wait for each other's lock
@@ -40,12 +42,19 @@ class ProcgenVectorEnv(VectorEnv):
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP}
-    _games: Games | None = None  # None: closed
+    _games: Games | EnvPoolGames | None = None  # None: closed
     _pending = False  # whether a step_async awaits its step_wait
 
     def __init__(
         self, config: PPOConfig, levels: tuple[int, int], num_envs: int, seed: int, threads: int | None, render: bool
     ) -> None:
+        try:
+            self._build = procgen_build(config.build)
+        except UserError:
+            self._build = procgen_build()
+            warnings.warn(
+                f"{config.build} is not installed: {self._build.package} plays, which draws differently.", stacklevel=2
+            )
         self.num_envs = _integer("num_envs", num_envs, 1, 2**16)
         threads = min(usable_cores(), self.num_envs, MAX_THREADS) if threads is None else threads
         self._threads = _integer("num_threads", threads, 0, 1024)
@@ -73,7 +82,8 @@ class ProcgenVectorEnv(VectorEnv):
         seed = _integer("seed", seed, 0, LEVEL_LIMIT - 1)
         self.close_extras()
         options = {**self._options, "num_threads": self._threads, "rand_seed": seed}
-        self._games = Games(self.num_envs, options, self.render_mode is not None)
+        kind = Games if self.can_save else EnvPoolGames
+        self._games = kind(self.num_envs, options, self.render_mode is not None)
         self._fresh = True  # every game is at the start of an episode that has not been returned yet
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
@@ -125,6 +135,11 @@ class ProcgenVectorEnv(VectorEnv):
         self._fresh = bool(done.all())
         return games.obs.copy(), games.reward.copy(), done, np.zeros_like(done), self._info(games, done)
 
+    @property
+    def can_save(self) -> bool:
+        """Whether get_state and set_state work: envpool can't save its games, and they raise UserError."""
+        return self._build.kind == "procgen"
+
     def get_state(self) -> dict[str, Any]:
         """Everything that determines how the games continue: plain bytes and numbers, about 30 kB per game."""
         games = self._alive(idle_for="get_state")
@@ -159,7 +174,7 @@ class ProcgenVectorEnv(VectorEnv):
             self._games.close()
             self._games = None
 
-    def _info(self, games: Games, done: np.ndarray | None = None) -> dict[str, Any]:
+    def _info(self, games: Games | EnvPoolGames, done: np.ndarray | None = None) -> dict[str, Any]:
         """The info dict in gymnasium's form: a value [N] and a mask [N] for each key."""
         info = {"level_seed": games.level.astype(np.int64), "_level_seed": np.ones(self.num_envs, np.bool_)}
         if done is not None and done.any():
@@ -168,7 +183,7 @@ class ProcgenVectorEnv(VectorEnv):
             info |= {"level_complete": games.level_complete & done, "_level_complete": done.copy()}
         return info
 
-    def _alive(self, idle_for: str = "") -> Games:
+    def _alive(self, idle_for: str = "") -> Games | EnvPoolGames:
         """The games, unless they are closed or, with the name of a call that needs them idle, a step is pending."""
         if self._games is None:
             raise ClosedEnvironmentError("This environment is closed; make a new one.")

@@ -1,4 +1,4 @@
-"""The C interface of the Procgen games, the same for all of their builds.
+"""The C interface of the Procgen games, the same for all of their builds but envpool (envpool.py).
 
 - `procgen`, `procgen-mirror` and `procgen-gym` ship one C++ library, which ctypes loads directly. Their Python packages
   are never imported, so their dependencies (old gym, gym3, cffi) are not needed: `pip install --no-deps` is enough.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import os
+import platform
 import struct
 import sys
 from ctypes import c_char, c_int, c_void_p
@@ -21,8 +22,13 @@ import numpy as np
 
 from ppo_lib.config import UserError
 
-PACKAGES = {"procgen": "procgen", "procgen-mirror": "procgen", "procgen-gym": "procgen_gym"}  # and their modules
-LIBRARY_NAMES = ("libenv.so", "libenv.dylib", "env.dll")  # Linux, macOS, Windows
+PACKAGES = {  # and the folders of their C++ libraries; the first one that is installed is used
+    "procgen": "procgen/data/prebuilt",
+    "procgen-mirror": "procgen/data/prebuilt",
+    "procgen-gym": "procgen_gym/data/prebuilt",
+    "envpool": "envpool/procgen",
+}
+LIBRARY_NAMES = ("libenv.so", "libenv.dylib", "env.dll", "procgen_envpool.so", "procgen_envpool.pyd")
 STATE_LIMIT = 2**20  # bytes; the largest game state that Procgen's own code allows
 STATE_END = struct.pack("<I", 0xCAFECAFE)  # Procgen's mark at the end of a saved game
 OBS_SHAPE = (64, 64, 3)
@@ -38,19 +44,37 @@ class ProcgenBuild(NamedTuple):
     version: str
     library: Path
 
+    @property
+    def kind(self) -> str:
+        """Builds of one kind play and draw alike, see PPOConfig.build."""
+        return "envpool" if self.package == "envpool" else "procgen"
 
-def procgen_build() -> ProcgenBuild:
-    """The build of Procgen in this Python. Raises UserError naming the package to install if there is none."""
-    for package, module in PACKAGES.items():
-        for build in importlib.metadata.distributions(name=package):
+
+def procgen_build(kind: str = "auto") -> ProcgenBuild:
+    """The build of this kind (PPOConfig.build) in this Python. Raises UserError naming the package to install if there
+    is none."""
+    for package, folder in PACKAGES.items():
+        for found in importlib.metadata.distributions(name=package):
             for name in LIBRARY_NAMES:
-                library = Path(str(build.locate_file(f"{module}/data/prebuilt/{name}")))
-                if library.exists():
-                    return ProcgenBuild(package, build.version, library)
-    package = (
-        "procgen" if sys.version_info < (3, 11) else "procgen-mirror" if sys.version_info < (3, 13) else "procgen-gym"
-    )
-    raise UserError(f"The Procgen games are not installed: run `pip install --no-deps {package}`.")
+                build = ProcgenBuild(package, found.version, Path(str(found.locate_file(f"{folder}/{name}"))))
+                if kind in ("auto", build.kind) and build.library.exists():
+                    return build
+    package = "envpool" if kind == "envpool" else package_here()
+    if kind == "procgen" and package == "envpool":
+        raise UserError("For this machine and Python there is no build of Procgen but envpool: use --build envpool.")
+    remedy = f"--no-deps {package}`" if package != "envpool" else f"{package}` in Python 3.12 to 3.14"
+    games = "Procgen games of envpool" if kind == "envpool" else "Procgen games"
+    raise UserError(f"The {games} are not installed: run `pip install {remedy}.")
+
+
+def package_here() -> str:
+    """The package that has the games for this machine and Python, as the markers in pyproject.toml choose."""
+    python, system = sys.version_info[:2], sys.platform if platform.machine() in ("x86_64", "AMD64") else "other"
+    if python < (3, 11) and system != "other":
+        return "procgen"
+    if python in ((3, 11), (3, 12)) and system == "linux":
+        return "procgen-mirror"
+    return "procgen-gym" if python == (3, 13) and system in ("linux", "win32") else "envpool"
 
 
 def looks_like_state(state: object, env_name: str) -> bool:
@@ -70,7 +94,7 @@ class Games:
 
     def __init__(self, num: int, options: dict[str, bool | int | str], render: bool) -> None:
         """Start `num` games; `options` are Procgen's own, all of the right type and range."""
-        build = procgen_build()
+        build = procgen_build("procgen")
         try:
             self._lib = ctypes.CDLL(str(build.library))  # not RTLD_DEEPBIND, as in gym3: it ignores a preloaded malloc
         except OSError as error:
