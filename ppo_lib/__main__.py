@@ -101,11 +101,13 @@ def evaluate(options: Namespace) -> None:
     """Play complete episodes on train and on unseen levels; they go into the run's evaluation.csv, at its steps."""
     from ppo_lib.accel.hardware import configure
     from ppo_lib.checkpoint import load_policy
+    from ppo_lib.envs import procgen_build
     from ppo_lib.evaluate import evaluate, write_episodes
     from ppo_lib.stats import SCORE_RANGE, estimate, generalization_gap, normalized_score
 
     run_dir, levels = runs.find_run(options.run, options.results), options.unseen_levels
     policy, config, steps = load_policy(run_dir)
+    procgen_build(config.build)  # no other one may add to its evaluation.csv
     hardware = configure(config.replace(device=options.device or config.device), recorded=True)
     if options.device and options.device.partition(":")[0] not in ("auto", hardware.device.type):
         raise UserError(f"There is no {options.device} on this machine: leave out --device.")

@@ -36,7 +36,7 @@ def make_env(
         num_threads: game threads; 0 = play in the calling thread; default one per core, at most 16 and N.
         render: draw 512x512 frames for render() at every step (slow).
 
-    Raises UserError if a value is out of range, levels overlap, the game lacks the difficulty, or Procgen is missing.
+    Raises UserError if a value is out of range, levels overlap, or Procgen is missing.
     """
     splits = {"train": config.train_levels, "unseen": config.unseen_levels}
     if split not in splits:

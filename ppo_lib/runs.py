@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import shlex
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,10 +83,17 @@ Runs = Run | str | Path | Sequence[Run | str | Path]
 
 
 def load_runs(runs: Runs) -> list[Run]:
-    """Runs in memory, from one run or several, each given as a Run or as its folder; one given twice counts once."""
+    """Runs in memory, from one run or several, each given as a Run or as its folder; one given twice counts once. Warns
+    if they were played on different builds of Procgen."""
     single = isinstance(runs, (Run, str, Path))
     found = (run if isinstance(run, Run) else load_run(run) for run in ([runs] if single else runs))  # type: ignore
-    return list({run.path: run for run in found}.values())
+    unique = {run.path: run for run in found}
+    if len(builds := {run.config.build for run in unique.values()}) > 1:
+        names = " and ".join(sorted(builds))
+        warnings.warn(
+            f"Some runs were played on {names}, which draw the games differently: compare with care.", stacklevel=2
+        )
+    return list(unique.values())
 
 
 def one_experiment(runs: Runs) -> list[Run]:

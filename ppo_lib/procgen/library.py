@@ -61,7 +61,7 @@ def procgen_build(kind: str = "auto") -> ProcgenBuild:
                     return build
     package = "envpool" if kind == "envpool" else package_here()
     if kind == "procgen" and package == "envpool":
-        raise UserError("For this machine and Python there is no build of Procgen but envpool: use --build envpool.")
+        raise UserError("The build procgen does not exist for this machine and Python, only envpool does.")
     remedy = f"--no-deps {package}`" if package != "envpool" else f"{package}` in Python 3.12 to 3.14"
     games = "Procgen games of envpool" if kind == "envpool" else "Procgen games"
     raise UserError(f"The {games} are not installed: run `pip install {remedy}.")

@@ -111,6 +111,7 @@ def paired_difference(runs: Sequence[Run], others: Sequence[Run], split: str) ->
 def paired_returns(runs: Sequence[Run], others: Sequence[Run], split: str) -> dict[int, tuple[Array, Array, bool]]:
     """Seed -> what paired_difference compares: the returns of either run, and whether they belong to the same levels
     in the same order."""
+    load_runs([*runs, *others])  # warns if their builds differ
     mine, theirs = ({run.config.seed: run for run in side} for side in (runs, others))
     pairs = {seed: (mine[seed], theirs[seed]) for seed in sorted(mine.keys() & theirs.keys())}
     if not pairs:
