@@ -91,8 +91,10 @@ def show(output: Path) -> None:
     result = json.loads((output / "compare.json").read_text())
     benches = {name: json.loads((output / f"bench_{name}.json").read_text()) for name in PRESETS}
     (output / "compare.png").write_bytes(figure_png(draw(result)))
-    (output / "README.md").write_text(page(result, benches))
-    print(f"Written: {output / 'README.md'}")
+    target = output / "README.md"
+    _, *busy = target.read_text().partition("\n## On a busy machine") if target.exists() else [""]  # busy.py's section
+    target.write_text(page(result, benches) + "".join(busy))
+    print(f"Written: {target}")
 
 
 def summarize(rounds: list[dict[str, dict]]) -> tuple[dict[str, np.ndarray], dict[str, float]]:
