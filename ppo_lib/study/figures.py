@@ -40,7 +40,7 @@ def compare_learning_curves(groups: Groups, reference: Curves | None = None) -> 
         handles += axis.get_legend_handles_labels()[0][before:]
         label_axes(axis, plots.STEPS, RETURN if split == "train" else "")
         axis.set_xlim(0, 1.03 * max(1, *(run.steps for run in runs)))
-        axis.set_title(SPLIT_NAME[split], fontsize=9, color=SPLIT_COLOR[split])
+        axis.set_title(SPLIT_NAME[split], fontsize=9)  # in black: here colours are experiments
         axis.locator_params(axis="x", nbins=4)
     axes[0].set_ylim(bottom=min(0, axes[0].get_ylim()[0]))
     plots.legend_above(figure, handles)
