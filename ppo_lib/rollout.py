@@ -121,7 +121,7 @@ class Collector:
             "normalizer": self.normalizer.state_dict(),
             "halves": [
                 {
-                    "env": group.env.get_state() if getattr(group.env, "can_save", True) else None,
+                    "env": group.env.get_state() if getattr(group.env.unwrapped, "can_save", True) else None,
                     "state": group.state.cpu(),
                     "reset": group.episode_start.cpu(),
                     "obs": torch.from_numpy(group.obs),
