@@ -1,8 +1,10 @@
 """Write the repository's address into the badges and bootstrap cells. `make badges REPO=owner/name` runs this.
 
 - The address has one place, [tool.ppo_lib] repository in pyproject.toml; everything else is written from it.
-- Without REPO it is the one in pyproject.toml, or else that of the origin remote on GitHub.
-- A notebook's bootstrap cell has the tag "bootstrap"; its badge is in its first cell.
+- Without REPO it is the one in pyproject.toml, or else that of the origin remote on GitHub. `make setup` in a clone and
+  the workflow on GitHub write it where none is known yet.
+- A notebook's bootstrap cell has the tag "bootstrap"; a line in its first cell has the badge and says how to open it.
+- Without an address there is no badge, since it would lead nowhere.
 """
 
 from __future__ import annotations
@@ -16,7 +18,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 COLAB = "https://colab.research.google.com"
 BADGE = re.compile(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)")
-README_LINK = re.compile(r"(\(notebooks/(\d\w*\.ipynb)\) )" + BADGE.pattern)  # a notebook's, and its badge
+README_LINK = re.compile(r"^(\| \[[^]]*\]\(notebooks/(\d\w*\.ipynb)\))(?: " + BADGE.pattern + ")?", re.MULTILINE)
+WITH = "{} Or open this file in VS Code, Jupyter or Kaggle: its first code cell finds or fetches the project."
+WITHOUT = (
+    "Open this file in VS Code or Jupyter, or upload it to Colab or Kaggle; its first cell says where to put the rest."
+)
+OPENING = re.compile(f"^({re.escape(WITHOUT)}|{BADGE.pattern}.*)$", re.MULTILINE)
 SETTING = re.compile(r'^repository = "([^"]*)"', re.MULTILINE)
 ADDRESS = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 BOOTSTRAP = """\
@@ -46,9 +53,9 @@ def main(arguments: list[str]) -> int:
         elif path.suffix == ".ipynb":
             new = rewrite_notebook(json.loads(old), path.name, address)
         else:
-            new = README_LINK.sub(lambda link: link[1] + badge(link[2], address), old)
+            new = README_LINK.sub(lambda link: f"{link[1]} {badge(link[2], address)}".rstrip(), old)
         if new != old:
-            path.write_text(new, encoding="utf-8")
+            path.write_text(new, encoding="utf-8", newline="\n")
             changed.append(path.name)
     print(f"Repository: {address or 'not set; give REPO=owner/name'}. Rewritten: {', '.join(changed) or 'nothing'}.")
     return 0
@@ -67,16 +74,24 @@ def repository() -> str:
 
 def origin() -> str:
     """owner/name of the origin remote if it is on GitHub, else ""."""
-    command = ["git", "-C", str(ROOT), "remote", "get-url", "origin"]
-    url = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    command = ["git", "-C", str(ROOT), "config", "remote.origin.url"]
+    try:
+        url = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except OSError:  # a copy on a machine without git
+        return ""
     found = re.search(r"github\.com[:/](" + ADDRESS.pattern + ")$", url.removesuffix(".git"))
     return found.group(1) if found else ""
 
 
 def badge(notebook: str, address: str) -> str:
-    """The badge of a notebook (file name). Without an address it opens Colab's page for choosing one on GitHub."""
-    page = f"{address}/blob/main/notebooks/{notebook}" if address else ""
-    return f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({COLAB}/github/{page})"
+    """The badge of a notebook (file name); "" without an address."""
+    page = f"{COLAB}/github/{address}/blob/main/notebooks/{notebook}"
+    return f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({page})" if address else ""
+
+
+def opening(notebook: str, address: str) -> str:
+    """The line that says how to open a notebook (file name)."""
+    return WITH.format(badge(notebook, address)) if address else WITHOUT
 
 
 def bootstrap(address: str) -> str:
@@ -87,7 +102,7 @@ def bootstrap(address: str) -> str:
 def rewrite_notebook(content: dict, name: str, address: str) -> str:
     """The notebook's text with its badge and bootstrap cell rewritten."""
     first = content["cells"][0]
-    first["source"] = BADGE.sub(badge(name, address), "".join(first["source"])).splitlines(keepends=True)
+    first["source"] = OPENING.sub(opening(name, address), "".join(first["source"])).splitlines(keepends=True)
     for cell in content["cells"]:
         if "bootstrap" in cell["metadata"].get("tags", ()):
             cell["source"] = bootstrap(address).splitlines(keepends=True)

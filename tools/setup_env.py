@@ -1,5 +1,6 @@
 """Make the project's Python environment, or complete an existing one. `make setup` and the notebooks run this.
 
+- `python tools/setup_env.py train` (or test, lab) then does what `make train` does, also where there is no make.
 - Needs nothing but a Python with pip, so that it runs on a bare machine and in Colab.
 - A stamp in the environment says what was installed: a second call finds it and ends at once.
 - An environment of our own gets exactly the tested versions (constraints.txt). Another one, or one whose base Python
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -22,9 +22,22 @@ import sys
 import tempfile
 from pathlib import Path
 
+import badges
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ("torch", "numpy", "ipywidgets")
 STAMP = "ppo_lib_setup.json"
+COMMANDS = {  # what follows `python`, as in the Makefile
+    "setup": [],
+    "train": [["-m", "ppo_lib", "train", "--preset", "quick", "--finish"]],
+    "test": [["-m", "ruff", "check", "."], ["-m", "ruff", "format", "--check", "."], ["-m", "pytest", "-q"]],
+    "lab": [["-m", "jupyterlab", "notebooks/"]],
+}
 ASK_VERSIONS = """import importlib.metadata, json, platform
 found = reversed(list(importlib.metadata.distributions()))  # of two that have one name, Python imports the first
 print(json.dumps([platform.python_version(), {d.name.lower(): d.version for d in found if d.name}]))"""
@@ -35,24 +48,38 @@ class SetupError(Exception):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; 0 if the environment is ready, 2 with one sentence if it isn't."""
-    parser = argparse.ArgumentParser(description="Make or complete the project's Python environment.")
+    """Run the command; its exit code, or 2 with one sentence if the environment could not be made."""
+    parser = argparse.ArgumentParser(description="Make or complete the project's Python environment, and use it.")
+    parser.add_argument("command", nargs="?", choices=COMMANDS, default="setup", help="what to do in it")
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="its folder (default: .venv)")
     parser.add_argument("--here", action="store_true", help="complete the environment of the Python that runs this")
     parser.add_argument("--switch", action="store_true", help="make .venv anew if it holds another Python than this")
-    options = parser.parse_args(arguments)
+    options, more = parser.parse_known_args(arguments)  # more: for the command
+    if more and not COMMANDS[options.command]:
+        parser.error(f"there is no {more[0]}")
     here, folder = options.here, Path(sys.prefix) if options.here else options.venv.absolute()
     try:
         with open(__file__) as lock:
-            with contextlib.suppress(OSError):  # a file system without locks
+            with contextlib.suppress(OSError, AttributeError):  # a file system or a system without locks
                 fcntl.flock(lock, fcntl.LOCK_EX)  # of two makes at once, the second waits and then finds all done
             own = not here and make_venv(folder, options.switch)
-            python = Path(sys.executable) if here else folder / "bin" / "python"
+            python = Path(sys.executable) if here else python_in(folder)
             complete(python, folder, "" if here else "test", own)
     except SetupError as error:
         print(error, file=sys.stderr)
         return 2
+    if not here and not badges.repository() and badges.origin():
+        badges.main([])  # a clone from GitHub knows where its notebooks open in Colab
+    steps = COMMANDS[options.command]
+    for step in steps:
+        if code := subprocess.run([str(python), *step, *(more if step is steps[-1] else ())], cwd=ROOT).returncode:
+            return code
     return 0
+
+
+def python_in(folder: Path) -> Path:
+    """The Python of an environment."""
+    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
 def make_venv(folder: Path, switch: bool) -> bool:
@@ -62,7 +89,7 @@ def make_venv(folder: Path, switch: bool) -> bool:
     """
     stamp, wanted, present = read_stamp(folder), sys.version_info[:2], None
     with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no environment, or its base Python is gone
-        present = tuple(map(int, versions(folder / "bin" / "python")[0].split(".")[:2]))
+        present = tuple(map(int, versions(python_in(folder))[0].split(".")[:2]))
     fits = present == wanted or not switch
     if "own" not in stamp and folder.exists() and any(folder.iterdir()):  # not made here: never removed
         if not present:

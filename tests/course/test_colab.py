@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import shutil
 import subprocess
@@ -136,67 +135,6 @@ def test_check(capsys):
     assert "✓" in (said := capsys.readouterr().out) and "both are equal" in said
     with pytest.raises(AssertionError, match=r"Expected, but not true: both are equal\. Look at done"):
         colab.check(False, "both are equal", "Look at done.")
-
-
-# --- badges -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """A project with one notebook whose badge and bootstrap cell are placeholders."""
-    (tmp_path / "pyproject.toml").write_text('[tool.ppo_lib]\nrepository = ""\n')
-    (tmp_path / "README.md").write_text(
-        "[One](notebooks/01_one.ipynb) [![Open in Colab](x)](y)\nno notebook [![Open in Colab](x)](y)\n"
-    )
-    (tmp_path / "notebooks").mkdir()
-    cells = [
-        {"cell_type": "markdown", "id": "a", "metadata": {}, "source": ["# One\n", "[![Open in Colab](x)](y)"]},
-        {"cell_type": "code", "id": "b", "metadata": {"tags": ["bootstrap"]}, "source": ["pass"], "outputs": [],
-         "execution_count": None},
-    ]  # fmt: skip
-    (tmp_path / "notebooks" / "01_one.ipynb").write_text(
-        json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
-    )
-    monkeypatch.setattr(badges, "ROOT", tmp_path)
-    return tmp_path
-
-
-def test_badges_write_the_address_everywhere(project, capsys):
-    """pyproject, badge, bootstrap cell and README; a second time changes nothing."""
-    assert badges.main(["owner/name"]) == 0
-    page = "https://colab.research.google.com/github/owner/name/blob/main/notebooks/01_one.ipynb"
-    cells = json.loads((project / "notebooks" / "01_one.ipynb").read_text())["cells"]
-    assert badges.repository() == "owner/name"
-    assert page in "".join(cells[0]["source"]) and "".join(cells[1]["source"]) == badges.bootstrap("owner/name")
-    readme = (project / "README.md").read_text()
-    assert page in readme and "no notebook [![Open in Colab](x)](y)" in readme
-    capsys.readouterr()
-    assert badges.main([]) == 0 and "owner/name. Rewritten: nothing" in capsys.readouterr().out
-    assert badges.main(["other/name"]) == 0 and badges.repository() == "other/name"
-
-
-def test_badges_without_an_address(project, capsys):
-    """The badge then opens Colab's own page for GitHub, and the bootstrap cell has none."""
-    assert badges.main([]) == 0
-    assert "not set" in capsys.readouterr().out and badges.repository() == ""
-    first = json.loads((project / "notebooks" / "01_one.ipynb").read_text())["cells"][0]
-    assert "(https://colab.research.google.com/github/)" in "".join(first["source"])
-
-
-@pytest.mark.parametrize(
-    "url", ["https://github.com/owner/na.me.git", "git@github.com:owner/na.me.git", "https://github.com/owner/na.me"]
-)
-def test_badges_take_the_origin_remote(project, url):
-    """The address of a clone is known."""
-    subprocess.run(["git", "init", "-q", str(project)], check=True)
-    subprocess.run(["git", "-C", str(project), "remote", "add", "origin", url], check=True)
-    assert badges.main([]) == 0 and badges.repository() == "owner/na.me"
-
-
-def test_badges_refuse_what_is_no_address(project, capsys):
-    """A whole URL, say."""
-    assert badges.main(["https://github.com/owner/name"]) == 2
-    assert "must be owner/name" in capsys.readouterr().err and badges.repository() == ""
 
 
 # --- the bootstrap cell ---------------------------------------------------------------------------------------------
