@@ -40,6 +40,32 @@ def test_encoder_features(width_scale, obs_shape):
     assert (features >= 0).all()
 
 
+@pytest.mark.parametrize("width_scale", [1, 2])
+@pytest.mark.parametrize("obs_shape", [(64, 64, 3), (9, 7, 1)])
+def test_average_pooling_takes_each_channels_mean(width_scale, obs_shape):
+    """Impoola, by hand: the mean over the image of each rectified channel, then linear and ReLU."""
+    torch.manual_seed(0)
+    encoder, flat = (ImpalaEncoder(obs_shape, width_scale, pooling) for pooling in ("average", "flatten"))
+    assert encoder.linear.weight.shape == (FEATURES, 32 * width_scale)
+    assert flat.linear.weight.shape == (FEATURES, 32 * width_scale * math.prod(-(-n // 8) for n in obs_shape[:2]))
+    obs = torch.randint(0, 256, (5, *obs_shape), dtype=torch.uint8)
+    with torch.no_grad():
+        features, images = encoder(obs), encoder.blocks(obs.permute(0, 3, 1, 2) / 255).numpy()
+        weight, bias = encoder.linear.weight.numpy(), encoder.linear.bias.numpy()
+    assert features.shape == (5, FEATURES) and features.std() > 0
+    for image, found in zip(images, features.numpy(), strict=True):
+        means = [sum(max(pixel, 0.0) for pixel in channel.ravel()) / channel.size for channel in image]
+        assert found == pytest.approx(((weight @ means) + bias).clip(0), abs=1e-5)
+
+
+def test_average_pooling_does_not_see_where_a_channel_is_active():
+    encoder = ImpalaEncoder(pooling="average")
+    encoder.blocks = nn.Identity()
+    encoder.linear = nn.Linear(3, FEATURES)
+    obs = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    torch.testing.assert_close(encoder(obs), encoder(obs.roll((5, -9), (1, 2))))
+
+
 def test_encoder_scales_bytes_to_unit_range_and_reads_channels_last():
     encoder = ImpalaEncoder()
     seen = {}

@@ -9,14 +9,24 @@ from ppo_lib.config import PPOConfig
 from ppo_lib.policy import ActorCritic, make_policy, sample_actions, sampling_noise
 
 
-@pytest.mark.parametrize(("recurrent", "count"), [(False, 626_256), (True, 1_021_008)])
-def test_parameter_counts(recurrent, count):
-    assert sum(p.numel() for p in ActorCritic(recurrent=recurrent).parameters()) == count
+@pytest.mark.parametrize(
+    ("recurrent", "pooling", "count"),
+    [
+        (False, "flatten", 626_256),
+        (True, "flatten", 1_021_008),
+        (False, "average", 110_160),
+        (True, "average", 504_912),
+    ],
+)
+def test_parameter_counts(recurrent, pooling, count):
+    policy = make_policy(PPOConfig(recurrent=recurrent, pooling=pooling))
+    assert sum(p.numel() for p in policy.parameters()) == count
 
 
+@pytest.mark.parametrize("pooling", ["flatten", "average"])
 @pytest.mark.parametrize("recurrent", [False, True])
-def test_step_and_sequence_agree(recurrent):
-    policy = ActorCritic(recurrent=recurrent, obs_shape=(8, 8, 3), seed=0)
+def test_step_and_sequence_agree(recurrent, pooling):
+    policy = ActorCritic(recurrent=recurrent, obs_shape=(8, 8, 3), seed=0, pooling=pooling)
     obs = torch.randint(0, 256, (5, 3, 8, 8, 3), dtype=torch.uint8)
     start = torch.rand(5, 3) < 0.3
     first = torch.randn(3, policy.state_size)
@@ -62,8 +72,9 @@ def test_seed_fixes_weights_and_leaves_the_global_generator_alone():
     assert not torch.equal(first["actor.weight"], other["actor.weight"])
 
 
-def test_bf16_encoder_keeps_the_rest_in_float32():
-    policy = ActorCritic(seed=0)
+@pytest.mark.parametrize("pooling", ["flatten", "average"])
+def test_bf16_encoder_keeps_the_rest_in_float32(pooling):
+    policy = ActorCritic(seed=0, pooling=pooling)
     obs = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8)
     args = (obs, policy.initial_state(4), torch.zeros(4, dtype=torch.bool))
     _, exact, _ = policy(*args)

@@ -98,15 +98,16 @@ def test_explained_variance_of_constant_returns_is_nan():
     assert explained_variance(torch.randn(1000), rounded).isnan()
 
 
-def agent_with_rollout(recurrent, micro_batch=10_000, steps=16, envs=8):
+def agent_with_rollout(recurrent, micro_batch=10_000, steps=16, envs=8, kind=PPO, **changes):
     """A PPO on random images, acting with itself through a rollout with episode ends."""
     torch.manual_seed(0)
-    config = PPOConfig(num_envs=envs, num_steps=steps, recurrent=recurrent, sequence_length=8, num_minibatches=2)
+    sizes = dict(num_envs=envs, num_steps=steps, sequence_length=8, num_minibatches=2)
+    config = PPOConfig(recurrent=recurrent, **{**sizes, **changes})
     policy = ActorCritic(recurrent=recurrent, obs_shape=OBS, seed=0)
     # heads as large as they grow in training, so that mistakes show
     with torch.no_grad():
         policy.actor.weight.mul_(100)
-    ppo = PPO(policy, config, micro_batch)
+    ppo = kind(policy, config, micro_batch)
     storage = RolloutStorage(steps, envs, OBS, policy.state_size, 8 if recurrent else None)
     state, start = policy.initial_state(envs), torch.ones(envs, dtype=torch.bool)
     everyone = slice(0, envs)
@@ -252,3 +253,56 @@ def test_metrics_of_another_loss_are_averaged_and_returned():
     metrics = mine.update(storage)
     assert metrics["mean_action"] == pytest.approx(storage.action.float().mean().item())
     assert metrics["auxiliary"] == 1.5
+
+
+def test_a_method_prepares_each_minibatch_once_after_its_advantages_are_normalised():
+    class Doubled(PPO):
+        def prepare(self, batch):
+            prepared.append(batch.advantage)
+            return dataclasses.replace(batch, advantage=2 * batch.advantage)
+
+        def loss(self, batch):
+            learned.append(batch.advantage)
+            return super().loss(batch)
+
+    prepared, learned = [], []
+    ppo, storage = agent_with_rollout(recurrent=False, micro_batch=16, kind=Doubled)
+    ppo.update(storage)
+    assert len(prepared) == 3 * 2 and len(learned) == 4 * len(prepared)
+    assert all(abs(advantage.mean()) < 1e-6 for advantage in prepared)
+    assert torch.equal(torch.cat(learned), 2 * torch.cat(prepared))
+
+
+def test_a_method_that_takes_further_steps_can_be_stopped_and_is_watched():
+    class Further(PPO):
+        def after_update(self, storage):
+            storage.return_ = storage.return_ + self.shift
+            metrics = self.mean_metrics([self.gradient_step(storage.batch(torch.arange(8))) for _ in range(3)])
+            return {"further_value_loss": metrics["value_loss"]}
+
+    ppo, storage = agent_with_rollout(recurrent=False, kind=Further)
+    ppo.shift, calls = 100, []
+    metrics = ppo.update(storage, between_steps=lambda: calls.append(1))
+    assert len(calls) == 3 * 2 + 3 and metrics["further_value_loss"] > 1000 > metrics["value_loss"]
+    ppo.shift = math.nan
+    with pytest.raises(DivergedError, match="value_loss"):
+        ppo.update(storage)
+
+
+def test_weight_decay_is_an_l2_penalty_in_adams_gradient():
+    """Not AdamW's: the first step of Adam is (almost) the sign of gradient + weight_decay * weight."""
+    decay, (ppo, storage) = 0.3, agent_with_rollout(recurrent=False, weight_decay=0.3)
+    plain, _ = agent_with_rollout(recurrent=False)
+    batch = next(storage.minibatches(2, torch.Generator().manual_seed(0)))
+    before = [p.detach().double() for p in ppo.policy.parameters()]
+    for each in (ppo, plain):
+        each.gradient_step(copy.copy(batch))
+    rate, moved = ppo.config.learning_rate, 0.0
+    for old, new, other in zip(before, ppo.policy.parameters(), plain.policy.parameters(), strict=True):
+        assert torch.equal(new.grad, other.grad)  # the penalty comes after clipping
+        penalised = new.grad.double() + decay * old
+        mean, square = 0.1 * penalised / (1 - 0.9), 0.001 * penalised.square() / (1 - 0.999)
+        expected = old - rate * mean / (square.sqrt() + 1e-5)
+        torch.testing.assert_close(new.detach().double(), expected, atol=1e-6, rtol=1e-5)
+        moved = max(moved, (new - other).abs().max().item())
+    assert moved > rate  # without the penalty, weights would be elsewhere

@@ -160,6 +160,23 @@ def test_ppos_gradient_for_a_trained_agent_is_as_near_as_torchs(agent_and_batch,
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_with_average_pooling_the_gradient_is_as_near_as_torchs(agent_and_batch, calls, dtype):
+    _, config, batch = agent_and_batch
+    gradients = []
+    for precision, in_c in ((None, False), (dtype, False), (dtype, True)):
+        policy = make_policy(config.replace(pooling="average"))
+        policy.autocast_dtype = dtype if precision == torch.bfloat16 else None
+        assert not in_c or attach(policy) == "IMPALA blocks in C"
+        calls.clear()
+        PPO(policy, config).loss(batch)[0].backward()
+        assert calls.count("block_backward") == 3 * in_c
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in policy.parameters()]))
+    exact = gradients[0]
+    its, our = ((gradient - exact).norm() / exact.norm() for gradient in gradients[1:])
+    assert 0 < our <= (1e-4 if dtype == torch.float32 else 1.2 * its)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_values_are_the_same_without_gradients_and_alone(dtype):
     block, x = block_and_input(SHAPES[0])
     attach(block, dtype)
