@@ -102,6 +102,16 @@ def test_constraints_pin_each_dependency_once_within_its_bounds(python: str) -> 
             assert pins[canonicalize_name(requirement.name)] in requirement.specifier, text
 
 
+def test_versions_that_break_the_training_panel_are_excluded() -> None:
+    """In ipykernel 7.0.0 and 7.0.1 a thread can't update a widget: LookupError: shell_parent."""
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    declared = [r for texts in extras.values() for t in texts if (r := Requirement(t)).name == "ipykernel"]
+    for requirement in [*declared, *(pin for pin in CONSTRAINTS if pin.name == "ipykernel")]:
+        assert not {*requirement.specifier.filter(["7.0.0", "7.0.1"])}, requirement
+    assert declared and {*declared[0].specifier.filter(["6.17.1", "6.31.0", "7.1.0"])} == {"6.17.1", "6.31.0", "7.1.0"}
+    assert "--editable .[test]" in CONDA_PIP and not any("ipykernel" in part for part in CONDA_PIP)
+
+
 def test_dependencies_have_no_upper_bounds() -> None:
     for text in PYPROJECT["project"]["dependencies"]:
         assert {s.operator for s in Requirement(text).specifier} == {">="}, text
