@@ -151,9 +151,10 @@ def results_flag(results: Path) -> str:
 
 
 def video_path(run_dir: Path, results: Path) -> Path:
-    """Where a run's video lies: videos/ beside the results folder repeats its structure."""
-    name = Path(name_in(run_dir, results))
-    return results.resolve().parent / "videos" / f"{run_dir.name if name.is_absolute() else name}.mp4"
+    """Where a run's video lies: videos/ in the results folder, or beside the project's own, repeats its structure."""
+    name, folder = Path(name_in(run_dir, results)), results.resolve()
+    folder = folder.parent if folder == Path(__file__).resolve().parents[1] / "results" else folder
+    return folder / "videos" / f"{run_dir.name if name.is_absolute() else name}.mp4"
 
 
 def read_config(run_dir: str | Path) -> PPOConfig:

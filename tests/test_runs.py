@@ -144,8 +144,9 @@ def test_names_and_videos_of_runs(tmp_path: Path) -> None:
     assert runs.name_in(results / "quick", results) == "quick"
     assert runs.name_in(results / "s" / "a", results) == "s/a"
     assert runs.name_in(tmp_path / "a", results) == str(tmp_path / "a")
-    assert runs.video_path(results / "s" / "a", results) == tmp_path / "videos" / "s" / "a.mp4"
-    assert runs.video_path(tmp_path / "a", results) == tmp_path / "videos" / "a.mp4"
+    assert runs.video_path(results / "s" / "a", results) == results / "videos" / "s" / "a.mp4"
+    assert runs.video_path(tmp_path / "a", results) == results / "videos" / "a.mp4"
+    assert runs.video_path(ROOT / "results" / "quick", ROOT / "results") == ROOT / "videos" / "quick.mp4"
 
 
 def test_a_run_is_found_by_name_or_path(tmp_path: Path, monkeypatch) -> None:

@@ -31,7 +31,7 @@ def write_report(run_dirs: Runs, output: str | Path | None = None, results: str 
 
     One run: figures and report.html go into its folder. Several: into the folder above them, the figures under the
     page's name. output: another path for the page; results: the folder of all runs (default: the one above), which
-    holds the published curves and has the videos beside it.
+    holds the published curves; runs.video_path says where the videos are.
     Raises UserError for a folder that is no run or can't be written, and as group_experiments.
     """
     runs = load_runs(run_dirs)

@@ -62,7 +62,7 @@ def check_self_contained(page: Path) -> None:
 def test_report_of_a_run(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "results" / "quick")
     frames = (np.full((64, 96, 3), 8 * i, np.uint8) for i in range(20))
-    write_video(frames, tmp_path / "videos" / "quick.mp4")
+    write_video(frames, tmp_path / "results" / "videos" / "quick.mp4")
     page = write_report(folder)
     assert page == folder / "report.html"
     for name in ("learning_curve", "train_vs_unseen", "return_by_level", "diagnostics"):
@@ -100,7 +100,7 @@ def test_video_and_published_curves_are_found(tmp_path: Path, place: str, monkey
     results = tmp_path / "results"
     assert Tags(write_report(folder, results=results)).count("video") == 0
     alone = (folder / "learning_curve.png").read_bytes()
-    write_video((np.full((64, 96, 3), i, np.uint8) for i in range(5)), tmp_path / "videos" / f"{place}.mp4")
+    write_video((np.full((64, 96, 3), i, np.uint8) for i in range(5)), results / "videos" / f"{place}.mp4")
     (tmp_path / "results" / "reference").mkdir()
     (tmp_path / "results" / "reference" / REFERENCE.name).write_bytes(REFERENCE.read_bytes())
     tags = Tags(write_report(folder, results=results))
