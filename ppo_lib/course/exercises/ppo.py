@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -90,10 +91,64 @@ def numbers(count: int) -> list[Tensor]:
     return list(torch.randn(count, 32, generator=torch.Generator().manual_seed(0)))
 
 
+CAUSES = {  # what a broken PPO may do -> what that shows
+    "old log-probabilities computed anew before every gradient step": (
+        "keeps every ratio at 1, so the logged KL and the clip fraction are exactly 0 however far the policy moves"
+    ),
+    "advantages in another order than the actions": (
+        "leaves ratios and critic in order, but credits each action with the outcome of another: nothing is learned"
+    ),
+    "GRU state cleared one step early in training": (
+        "gives training another memory than the rollout had: the KL before the first gradient step is not 0"
+    ),
+    "entropy bonus with the wrong sign": (
+        "moves the ratios as any update does: KL and clip fraction are above 0 while the entropy falls"
+    ),
+    "value loss left out": "leaves the critic at its first guess: the value loss does not fall",
+    "learning rate ten times too high": (
+        "moves the policy far in each update: KL and clip fraction are several times those of the healthy run"
+    ),
+}
+BROKEN = dict(zip("abc", CAUSES, strict=False))
+SEEN = {
+    "a": "the entropy falls to 0, and the KL and the clip fraction are 0 in every single update",
+    "b": "the KL before the first gradient step is 0, the ratios stay closer to 1 than in the healthy run, and the "
+    "return stays at guessing",
+    "c": "the KL before the first gradient step, kl_before, is above 0 in every update, and in the healthy run it is 0",
+}
+
+
+def broken_runs() -> dict[str, str]:
+    """The cause of each broken run: "a" to "c" -> one of CAUSES."""
+    return dict(BROKEN)
+
+
+def diagnosis(answer: Callable[[], dict[str, str]]) -> list[str]:
+    """The causes that an answer names, up to the first wrong one. Raises ValueError for a run without a known cause."""
+    named, found = answer(), []
+    for run, cause in BROKEN.items():
+        if (given := named.get(run)) not in CAUSES:
+            raise ValueError(f"run {run} needs one of the six causes, not {given!r}")
+        found.append(given)
+        if given != cause:
+            break
+    return found
+
+
+def misread() -> dict[str, Callable[[], dict[str, str]]]:
+    """A sentence and a wrong diagnosis for each run and each cause that isn't its own."""
+    return {
+        f"run {run} isn't '{cause}': that {sign}. In run {run} {SEEN[run]}.": partial(dict, BROKEN | {run: cause})
+        for run, right in BROKEN.items()
+        for cause, sign in CAUSES.items()
+        if cause != right
+    }
+
+
 EXERCISES = [
     Exercise(
         name="clipped_surrogate",
-        title="clipped surrogate",
+        title="Clipped surrogate",
         difficulty=1,
         minutes=5,
         solution=clipped_surrogate,
@@ -122,7 +177,7 @@ EXERCISES = [
     ),
     Exercise(
         name="clipped_value_loss",
-        title="clipped value loss",
+        title="Clipped value loss",
         difficulty=2,
         minutes=10,
         solution=clipped_value_loss,
@@ -151,7 +206,7 @@ EXERCISES = [
     ),
     Exercise(
         name="entropy",
-        title="entropy",
+        title="Entropy",
         difficulty=1,
         minutes=5,
         solution=entropy,
@@ -173,7 +228,7 @@ EXERCISES = [
     ),
     Exercise(
         name="kl_estimates",
-        title="two KL estimators",
+        title="Two KL estimators",
         difficulty=2,
         minutes=10,
         solution=kl_estimates,
@@ -204,7 +259,7 @@ EXERCISES = [
     ),
     Exercise(
         name="gradient_step",
-        title="gradient step with clipping",
+        title="Gradient step with clipping",
         difficulty=2,
         minutes=10,
         solution=gradient_step,
@@ -228,5 +283,15 @@ EXERCISES = [
                 wrong_step(clip=nn.utils.clip_grad_value_)
             ),
         },
+    ),
+    Exercise(
+        name="broken_runs",
+        title="Three broken PPOs",
+        difficulty=3,
+        minutes=20,
+        solution=broken_runs,
+        cases=lambda: [()],
+        run=diagnosis,
+        mistakes=misread(),
     ),
 ]

@@ -175,7 +175,7 @@ EXERCISES = [
     ),
     Exercise(
         name="bootstrap",
-        title="bootstrap at the rollout's end and at a time-out",
+        title="Bootstrap at the rollout's end and at a time-out",
         difficulty=2,
         minutes=10,
         solution=bootstrap,
@@ -203,7 +203,7 @@ EXERCISES = [
     ),
     Exercise(
         name="sequence_index",
-        title="indices of sequence minibatches",
+        title="Indices of sequence minibatches",
         difficulty=2,
         minutes=10,
         solution=sequence_index,
@@ -228,7 +228,7 @@ EXERCISES = [
     ),
     Exercise(
         name="log_probs",
-        title="recompute the log-probabilities",
+        title="Recompute the log-probabilities",
         difficulty=2,
         minutes=10,
         solution=log_probs,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from ppo_lib.course.exercises import examine, find
 from ppo_lib.course.exercises.ppo import EXERCISES
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_every_solution_passes_and_no_two_mistakes_are_the_same():
@@ -143,6 +148,25 @@ def step_without_a_step(policy, optimizer, loss, max_norm):
     return nn.utils.clip_grad_norm_(policy.parameters(), max_norm)
 
 
+def runs_with_a_slip():
+    return {
+        "a": "old log-probabilities computed anew before every gradient step",
+        "b": "GRU state cleared one step early in training",
+        "c": "advantages in another order than the actions",
+    }
+
+
+def runs_without_c():
+    return {
+        "a": "old log-probabilities computed anew before every gradient step",
+        "b": "advantages in another order than the actions",
+    }
+
+
+def runs_all_of_one_kind():
+    return dict.fromkeys("abc", "learning rate ten times too high")
+
+
 @pytest.mark.parametrize(
     ("name", "answer", "sentence"),
     [
@@ -169,9 +193,25 @@ def step_without_a_step(policy, optimizer, loss, max_norm):
         ("gradient_step", step_clipped_late, "The gradient isn't clipped when the step is taken"),
         ("gradient_step", step_with_clipped_entries, "This limits each entry"),
         ("gradient_step", step_without_a_step, "Nothing moves"),
+        ("broken_runs", runs_with_a_slip, "run b isn't 'GRU state cleared one step early in training': that gives"),
+        ("broken_runs", runs_without_c, "ValueError (run c needs one of the six causes, not None)"),
+        ("broken_runs", runs_all_of_one_kind, "run a isn't 'learning rate ten times too high': that moves"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_each_mistake_gets_its_own_sentence(name, answer, sentence):
     status, found = examine(find(name), answer)
     assert found.startswith(sentence) and status == ("wrong" if sentence else "solved")
+
+
+def test_the_broken_runs_show_what_the_explanations_say():
+    """In the committed files: each is far worse than the healthy run, and its cause can be read off."""
+    healthy, a, b, c = (
+        np.genfromtxt(ROOT / "results" / "broken-ppo" / f"{name}.csv", delimiter=",", names=True)
+        for name in ("healthy", "a", "b", "c")
+    )
+    last = {id(run): run["return_mean"][-5:].mean() for run in (healthy, a, b, c)}
+    assert last[id(healthy)] > 0.95 and max(last[id(run)] for run in (a, b, c)) < 0.8
+    assert not a["approx_kl"].any() and not a["clip_fraction"].any() and a["entropy"][-5:].mean() < 0.05
+    assert (healthy["kl_before"] < 1e-6).all() and (b["kl_before"] < 1e-6).all() and (c["kl_before"] > 1e-4).all()
+    assert b["clip_fraction"].mean() < healthy["clip_fraction"].mean() and last[id(b)] < 0.35
