@@ -77,7 +77,14 @@ def gather(thing: Any) -> list[Any]:
 
 
 def share(ppo: PPO) -> None:
-    """Let `ppo` learn together with the other ranks: each calls update with its own part of the rollout."""
+    """Let `ppo` learn together with the other ranks: each calls update with its own part of the rollout.
+
+    A method's random draws are each rank's own. Raises UserError if it overrides after_update, whose data stay local.
+    """
+    if type(ppo).after_update is not PPO.after_update:
+        raise UserError(
+            f"{type(ppo).__name__} learns after an update from data that processes don't share: train without torchrun."
+        )
     local_gradient = ppo.gradient
 
     def gradient(batch: Batch) -> Metrics:

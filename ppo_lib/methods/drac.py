@@ -1,6 +1,6 @@
 """DrAC: PPO whose policy and value are regularised to ignore a random crop. Source: Raileanu et al., 2006.12862.
 
-With a crop f, the policy pi and the value V of the current network (section 4, equations 3 to 5):
+With a crop f, the policy pi and the value V of the current network:
 
     loss = PPO's + drac_coef * mean( KL(pi(.|s) || pi(.|f(s))) + (V(s) - V(f(s)))^2 )
 

@@ -1,4 +1,4 @@
-"""mixreg: PPO that learns from mixtures of two steps. Source: Wang et al., 2010.10814, section 3.
+"""mixreg: PPO that learns from mixtures of two steps. Source: Wang et al., 2010.10814.
 
 Each step i of a minibatch gets a partner j, from a permutation, and a share x from Beta(alpha, alpha):
 

@@ -1,12 +1,12 @@
 """PPG: PPO in which the value trains the shared features in phases of their own. Source: Cobbe et al., 2009.04416.
 
-This is the paper's variant with a single network (section 3, "single-network PPG"):
+This is the paper's variant with a single network (section 3.6). Its authors' code trains the features by one more head.
 
 - Policy phase: PPO's updates, but the value's gradient ends at the last shared layer, so that it trains its head only.
 - Auxiliary phase, after every ppg_interval updates: ppg_epochs passes over all steps since the last one, on
       1/2 mean (V(s) - return)^2 + ppg_coef * mean KL(pi_old(.|s) || pi(.|s)),
   whose gradient reaches all weights. pi_old is the policy before the phase.
-- The paper takes one pass per policy phase (--num-epochs 1). Minibatches, Adam and gradient clipping are PPO's.
+- The paper takes one pass over a rollout (--num-epochs 1). Sizes of minibatches, Adam and clipping are PPO's.
 - Rollouts wait for their phase in main memory, and in checkpoints; both sizes are stated when training starts.
 """
 
