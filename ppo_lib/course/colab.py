@@ -44,10 +44,14 @@ def setup() -> Project:
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise ModuleNotFoundError(f"This Python lacks {', '.join(missing)}: run `make lab` or choose the .venv kernel.")
     import torch
+    from IPython import get_ipython
 
+    from ppo_lib.course.drawing import Figure, notebook_png
     from ppo_lib.envs import procgen_build
 
     build = procgen_build()
+    if shell := get_ipython():
+        shell.display_formatter.formatters["image/png"].for_type(Figure, notebook_png)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gpu = "none: all runs on the CPU"
     if device.type == "cuda":

@@ -1,21 +1,26 @@
 """Small drawings that the notebooks share, in the style of ppo_lib.plots: image strips, rollouts as images, tables.
 
-A rollout always runs to the right, with one row per environment and a black bar where an episode ended.
+- A rollout always runs to the right, with one row per environment and a black bar where an episode ended.
+- Every figure in a notebook is drawn with 192 pixels per inch and shown with 96: one size of type, sharp on any screen.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap
 from matplotlib.image import AxesImage
+from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
-from ppo_lib.plots import RUN_COLORS, Figure, house_style, label_axes, new_figure, run_color
+from ppo_lib.plots import RUN_COLORS, Figure, house_style, label_axes, light_png, new_figure, run_color
 from ppo_lib.plots import note as note
 from ppo_lib.study.table import markdown_table
 
@@ -23,14 +28,25 @@ if TYPE_CHECKING:
     from IPython.display import Markdown
 
 BLUE, ORANGE, GREEN, PINK, YELLOW, SKY = RUN_COLORS[:6]  # blue: right, training levels; orange: wrong, unseen levels
+WHITE_TO_ORANGE = LinearSegmentedColormap.from_list("white_to_orange", ["white", ORANGE])  # no shade is near black
 TIME, ENVIRONMENT = "step t", "environment n"
+DPI = 192  # pixels per inch of a figure in a notebook, which is shown at half of that
 
 
 def canvas(rows: int = 1, columns: int = 1, width: float = 8, height: float = 3, **options: Any) -> tuple[Figure, list]:
-    """A figure of width x height inches, 90 pixels per inch, and its axes. options: see Figure.subplots."""
+    """A figure of width x height inches and its axes. options: see Figure.subplots."""
     figure, axes = new_figure(rows, columns, height, **options)
-    figure.set(size_inches=(width, height), dpi=90)
+    figure.set_size_inches(width, height)
     return figure, axes
+
+
+def notebook_png(figure: Figure) -> tuple[str, dict[str, int]]:
+    """A figure as IPython's png formatter wants it: base64, and the width and height at which it is shown (pixels)."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=DPI, bbox_inches="tight")
+    image = Image.open(buffer)
+    shown = {"width": image.width // 2, "height": image.height // 2}
+    return base64.b64encode(light_png(image)).decode(), shown
 
 
 @house_style()
@@ -72,7 +88,9 @@ def strip(
 
 
 @house_style()
-def rollout(axis: Axes, values: ArrayLike, done: ArrayLike, *, name: str = "", cmap: str = "viridis") -> None:
+def rollout(
+    axis: Axes, values: ArrayLike, done: ArrayLike, *, name: str = "", cmap: str | Colormap = "viridis"
+) -> None:  # fmt: skip
     """An array [T, N] as an image: time to the right, one row per environment, a black bar after each ended episode.
 
     done: bool [T, N]; name: what the colours mean, with the unit
@@ -93,7 +111,8 @@ def groups(axis: Axes, group: ArrayLike, done: ArrayLike, *, name: str = "") -> 
 def _by_time(axis: Axes, values: ArrayLike, done: ArrayLike, title: str = "", **options: Any) -> AxesImage:
     image = matrix(axis, np.asarray(values).T, TIME, ENVIRONMENT, title, aspect="auto", **options)
     for t, n in np.argwhere(np.asarray(done)):
-        axis.plot([t + 0.5, t + 0.5], [n - 0.5, n + 0.5], color="black", lw=2, solid_capstyle="butt")
+        bar = axis.plot([t + 0.5, t + 0.5], [n - 0.5, n + 0.5], color="black", lw=2, solid_capstyle="butt")
+        bar[0].set_path_effects([withStroke(linewidth=3.5, foreground="white")])  # stands out from dark colours
     return image
 
 

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ppo_lib import plots
 from ppo_lib.config import PPOConfig, UserError
-from ppo_lib.course.drawing import GREEN, YELLOW, finish, strip
+from ppo_lib.course.drawing import DPI, GREEN, YELLOW, canvas, finish, strip
 from ppo_lib.envs import make_env
 from ppo_lib.storage import gae
 
@@ -49,13 +49,13 @@ class Controls(w.VBox):
     def draw(self, figure: Figure) -> None:
         """Show this figure instead."""
         with self._lock:
-            self.png = plots.figure_png(figure, dpi=110)
+            self.png = plots.figure_png(figure, dpi=DPI)
             if self._handle is not None:
-                self._handle.update(Image(self.png))
+                self._handle.update(Image(self.png, retina=True))
 
     def show_picture(self) -> None:
         """Make the picture an output of the running cell."""
-        self._handle = display(Image(self.png), display_id=True)
+        self._handle = display(Image(self.png, retina=True), display_id=True)
 
     def __repr__(self) -> str:
         return f"[{self._note}: run this cell to use them]"
@@ -153,7 +153,7 @@ def gae_explorer(
     lambdas = w.FloatSlider(gae_lambda, min=0, max=1, step=0.01, description="lambda (0 to 1)")
 
     def figure() -> Figure:
-        fig, axes = plots.new_figure(2, 1, height=4.2, sharex=True)
+        fig, axes = canvas(2, 1, height=4.4, sharex=True)
         axes[0].vlines(np.flatnonzero(reward), 0, reward[reward != 0], color=YELLOW, lw=2, label="reward")
         axes[0].plot(value, color=GREEN, lw=1.2, label="value estimate")
         now = estimates(gammas.value, lambdas.value)
@@ -179,7 +179,7 @@ def clip_explorer(epsilon: float = 0.2) -> Controls:
     ratio = np.linspace(0, 2, 401)
 
     def figure() -> Figure:
-        fig, axes = plots.new_figure(1, 2, height=2.9)
+        fig, axes = canvas(1, 2, height=3.2)
         for axis, sign in zip(axes, (1, -1), strict=True):
             clipped = clipped_objective(ratio, sign, slider.value)
             axis.plot(ratio, ratio * sign, color=plots.GREY, lw=1, ls="--", label="unclipped: r A")

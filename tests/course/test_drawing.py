@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 
 import matplotlib.style
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from figure_audit import unnamed
+from IPython.core.formatters import PNGFormatter
+from PIL import Image
 
 from ppo_lib.course import drawing
 from ppo_lib.plots import figure_png
@@ -94,6 +97,21 @@ def test_table_writes_markdown():
         ["heads", "4,112", "0.004"],
     ]
     assert [rule.endswith(":") for rule in cells[1]] == [False, True, True]
+
+
+def test_a_notebook_shows_figures_at_half_their_pixels():
+    """192 pixels per inch, shown at 96, as base64 of a PNG; IPython's own formatter takes it."""
+    figure, [axis] = drawing.canvas(width=4, height=2)
+    axis.plot([0, 1], [0, 1])
+    drawing.finish(axis, "time (s)", "score")
+    formatter = PNGFormatter()
+    formatter.for_type(drawing.Figure, drawing.notebook_png)
+    data, shown = formatter(figure)
+    image = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert (
+        image.format == "PNG" and abs(image.width - 4 * drawing.DPI) < 40 and abs(image.height - 2 * drawing.DPI) < 40
+    )
+    assert (shown["width"], shown["height"]) == (image.width // 2, image.height // 2)
 
 
 def test_the_users_settings_change_nothing(done):

@@ -213,5 +213,5 @@ def test_the_broken_runs_show_what_the_explanations_say():
     last = {id(run): run["return_mean"][-5:].mean() for run in (healthy, a, b, c)}
     assert last[id(healthy)] > 0.95 and max(last[id(run)] for run in (a, b, c)) < 0.8
     assert not a["approx_kl"].any() and not a["clip_fraction"].any() and a["entropy"][-5:].mean() < 0.05
-    assert (healthy["kl_before"] < 1e-6).all() and (b["kl_before"] < 1e-6).all() and (c["kl_before"] > 1e-4).all()
+    assert (healthy["kl_before"] < 1e-6).all() and (b["kl_before"] < 1e-6).all() and (c["kl_before"][1:] > 1e-4).all()
     assert b["clip_fraction"].mean() < healthy["clip_fraction"].mean() and last[id(b)] < 0.35
