@@ -37,18 +37,18 @@ CAUSES = (
 )  # fmt: skip
 SICK = dict(zip("ABCD", (CAUSES[2], CAUSES[0], CAUSES[4], CAUSES[5]), strict=True))
 _SIGN = dict(zip(CAUSES, (
-    "throws the policy far away in a few updates: the KL jumps and most ratios are clipped",
-    "leaves everything as it was: KL near 0, and an explained variance near 0 as well",
-    "holds the entropy at its maximum, log 15, and the policy hardly moves",
-    "lets the entropy fall faster than in the healthy run",
-    "keeps the explained variance near 0, while the policy moves about as far as in the healthy run",
+    "makes the KL jump at once, to hundreds of times the healthy run's, and leaves a critic that explains nothing",
+    "leaves everything as it was: the KL is near 0, and so is the explained variance",
+    "holds the entropy at its maximum, log 15, so that the policy hardly moves",
+    "lets the entropy fall faster than in the healthy run, all else alike",
+    "keeps the explained variance around 0, while the policy moves at least as far as in the healthy run",
     "gives a large KL with hardly any clipped ratio",
-    "gives a large KL and many clipped ratios, while the critic learns more than in the healthy run",
+    "gives a large KL and many clipped ratios, while the critic learns at least as well as in the healthy run",
 ), strict=True))  # fmt: skip
 _SEEN = {
-    "A": "the entropy stays at log 15 and the KL near 0, while the explained variance rises",
-    "B": "the KL is many times the healthy run's, and most ratios are clipped",
-    "C": "the explained variance stays near 0, while KL and clipped ratios are about as in the healthy run",
+    "A": "the entropy stays at log 15 with a small KL, while the critic learns as in the healthy run",
+    "B": "the KL of the first update is hundreds of times the healthy run's, and the critic explains nothing",
+    "C": "the explained variance stays around 0, while KL and clipped ratios are about as large as in the healthy run",
     "D": "the KL is far above the healthy run's, with fewer clipped ratios",
 }
 
