@@ -241,11 +241,11 @@ def _coerce(name: str, kind: type, value: object) -> object:
 _TINY = math.ulp(0.0)  # the least number above 0
 _RANGES: dict[str, tuple[float, float]] = {  # field -> lowest and highest value
     **dict.fromkeys(("num_levels", "start_level", "seed"), (0, LEVEL_LIMIT - 1)),
-    **dict.fromkeys(("num_envs", "num_steps", "num_epochs", "num_minibatches"), (1, 2**16)),
+    **dict.fromkeys(("num_envs", "num_steps", "num_epochs", "num_minibatches"), (1, 2**13)),
     **dict.fromkeys(("sequence_length", "width_scale", "eval_episodes", "ppg_interval", "ppg_epochs"), (1, 2**16)),
     **dict.fromkeys(("total_steps", "checkpoint_interval"), (1, 10**15)),
     **dict.fromkeys(("gamma", "gae_lambda", "reward_gamma", "weight_decay"), (0, 1)),
-    **dict.fromkeys(("value_coef", "entropy_coef", "drac_coef", "ppg_coef"), (0, 1e6)),
+    **dict.fromkeys(("value_coef", "entropy_coef", "drac_coef", "ppg_coef"), (0, 10)),
     "eval_interval": (-1, 10**15), "learning_rate": (_TINY, 1), "clip_range": (_TINY, 0.999),
     "max_grad_norm": (_TINY, 1e9), "mixreg_alpha": (_TINY, 1e6),
 }  # fmt: skip

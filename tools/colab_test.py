@@ -29,7 +29,7 @@ PINS = (
     "tqdm==4.67.3", "tensorboard==2.20.0", "pandas==2.2.3", "scipy==1.16.3", "nbclient==0.10.4",
 )  # fmt: skip
 NOT_THERE = ("procgen-gym", "procgen-mirror", "procgen", "deeplearningppo")
-TESTS = ("tests/course/test_colab.py", "tests/course/test_widgets.py")
+TESTS = ("tests/course/test_colab.py", "tests/course/test_panel.py", "tests/course/test_widgets.py")
 
 
 def main(arguments: list[str] | None = None) -> int:

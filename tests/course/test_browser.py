@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -160,11 +161,43 @@ def test_training_panel(page, project):
     press(page, "Resume")
     wait(lambda: len(metrics()) > held + 1, 60, "it did not resume")
     press(page, "Stop and save")
-    page.get_by_role("status").filter(has_text="Not training").wait_for()
+    page.get_by_role("status").filter(has_text="Stopped").wait_for()
     stopped = len(metrics())
     assert press(page, "Continue", click=False).is_enabled()
     time.sleep(1)
     assert len(metrics()) == stopped
+    press(page, "New run")
+    wait(lambda: field(page, "name of the run").input_value() == "browser-run2", 30, "the new run has no name")
+    assert press(page, "Start", click=False).is_enabled()
+
+
+def test_panel_fits_the_page_in_light_and_dark(page):
+    """Wide: the curve stands beside the controls, on one screen with the sliders. Narrow: it is below them, and
+    nothing is cut off. Text can be read in both themes."""
+    parts = [page.locator(f".ppo-panel {part}").first for part in (".ppo-left", ".ppo-right img")]
+    for width, name in ((1280, "wide"), (700, "narrow")):
+        page.set_viewport_size({"width": width, "height": 1000})
+        page.locator(".ppo-panel .ppo-live").scroll_into_view_if_needed()
+        time.sleep(1)
+        controls, curve = (part.bounding_box() for part in parts)
+        if name == "wide":
+            assert curve["x"] >= controls["x"] + controls["width"] and curve["y"] < controls["y"] + controls["height"]
+            assert curve["y"] > 0 and curve["y"] + curve["height"] < 1000
+        else:
+            assert curve["y"] >= controls["y"] + controls["height"] and curve["x"] < controls["x"] + controls["width"]
+        assert page.locator(".ppo-panel").evaluate("panel => panel.scrollWidth <= panel.clientWidth")
+        for light in ("true", "false"):
+            page.evaluate("light => { document.body.dataset.jpThemeLight = light; }", light)
+            style = "panel => { const s = getComputedStyle(panel); return [s.backgroundColor, s.color]; }"
+            back, ink = (luminance(color) for color in page.locator(".ppo-panel").evaluate(style))
+            assert back > 0.9 > 0.2 > ink if light == "true" else back < 0.2 < 0.8 < ink
+            shot(page, f"panel-{name}-{'light' if light == 'true' else 'dark'}.png")
+        page.evaluate("document.body.dataset.jpThemeLight = 'true'")
+
+
+def luminance(color: str) -> float:
+    """How bright a colour such as "rgb(245, 248, 251)" is, from 0 to 1."""
+    return sum(map(int, re.findall(r"\d+", color)[:3])) / (3 * 255)
 
 
 def learning_rates(folder: Path, run: str) -> Callable[[], list[float]]:
@@ -188,10 +221,14 @@ def slider(page: playwright.Page, name: str) -> playwright.Locator:
 
 
 def fill(page: playwright.Page, name: str, value: str) -> None:
-    """Type a value into the form's input whose description begins with `name`, and leave it."""
-    field = page.locator(".widget-text").filter(has_text=name).locator("input").first
-    field.fill(value)
-    field.press("Tab")
+    """Type a value into the form's input whose label begins with `name`, and leave it."""
+    field(page, name).fill(value)
+    field(page, name).press("Tab")
+
+
+def field(page: playwright.Page, name: str) -> playwright.Locator:
+    """The form's input whose label begins with `name`."""
+    return page.locator(".widget-text").filter(has_text=name).locator("input").first
 
 
 def press(page: playwright.Page, name: str, click: bool = True) -> playwright.Locator:
