@@ -51,7 +51,7 @@ class ImpalaEncoder(nn.Module):
     """uint8 images [B, H, W, C] -> features [B, D]. Three IMPALA blocks, ReLU, flatten or average, linear, ReLU.
 
     width_scale multiplies the channels (16, 32, 32). Source: IMPALA, 1802.01561, figure 3, the large network.
-    pooling "average" takes each channel's mean over the image: 8,192 weights in the linear layer in place of 524,288.
+    pooling "average" takes each channel's mean over the image: 8,192 weights in the linear layer instead of 524,288.
     Source: Impoola, 2503.05546, section 4.
     """
 

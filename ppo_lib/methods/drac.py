@@ -7,7 +7,7 @@ With a crop f, the policy pi and the value V of the current network:
 - pi(.|s) and V(s) are constants in the added terms: they pull the output on the crop towards that on the image.
 - The crop: an image of 64 pixels is padded with 12 on each side, which repeat its border, and cut back to 64 at a
   random place; other sizes in proportion. For a GRU, the images of a sequence are cut at the same place.
-- Two forward and backward passes per step in place of one.
+- Two forward and backward passes per step instead of one.
 """
 
 from __future__ import annotations
