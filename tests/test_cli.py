@@ -114,7 +114,7 @@ def project(tmp_path_factory):
 def test_train_finish_leaves_everything_and_says_where(project, here):
     out = here(project, "train", "--run", "first", "--resume", "--finish").out
     report, film = re.search(r"Report: (.*)", out)[1], re.search(r"Video: +(.*)", out)[1]
-    assert (report, film) == ("results/first/report.html", "videos/first.mp4")
+    assert (report, film) == ("results/first/report.html", "results/videos/first.mp4")
     assert (project / report).stat().st_size > 10_000 and 1000 < (project / film).stat().st_size < 1_000_000
     folder = project / "results" / "first"
     assert [int(row["steps"]) for row in rows(folder / "metrics.csv")] == [64, 128]
@@ -169,14 +169,14 @@ def test_a_video_of_several_runs(project, here):
     shutil.copytree(project / "results" / "first", project / "results" / "copy")
     process = here(project, "video", "first", "copy", "--levels", 2)
     assert process.returncode == 0, process.err
-    assert (project / "videos" / "first-beside-copy.mp4").is_file()
+    assert (project / "results" / "videos" / "first-beside-copy.mp4").is_file()
 
 
 def test_runs_of_a_sweep_keep_their_name_in_commands_and_videos(project, here):
     """From anywhere: the first command is given in the run's own folder."""
     shutil.copytree(project / "results" / "first", project / "results" / "s" / "first")
     process = here(project / "results" / "s" / "first", "video", ".", "--levels", 2, "--results", project / "results")
-    assert process.returncode == 0 and (project / "videos" / "s" / "first.mp4").is_file(), process.err
+    assert process.returncode == 0 and (project / "results" / "videos" / "s" / "first.mp4").is_file(), process.err
     process = here(project, "report", "s/first")
     assert process.returncode == 0, process.err
     page = (project / "results" / "s" / "first" / "report.html").read_text()
