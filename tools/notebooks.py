@@ -99,6 +99,7 @@ def execute(
     client = NotebookClient(
         notebook, timeout=CELL_LIMIT, kernel_name=kernel, resources={"metadata": {"path": str(workdir)}},
         record_timing=False, store_widget_state=False, coalesce_streams=True,
+        startup_timeout=300,  # a busy machine
     )  # fmt: skip
     try:
         with tempfile.TemporaryDirectory() as folder:
