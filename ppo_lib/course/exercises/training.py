@@ -41,14 +41,14 @@ _SIGN = dict(zip(CAUSES, (
     "leaves everything as it was: the KL is near 0, and so is the explained variance",
     "holds the entropy at its maximum, log 15, so that the policy hardly moves",
     "lets the entropy fall faster than in the healthy run, all else alike",
-    "keeps the explained variance around 0, while the policy moves at least as far as in the healthy run",
+    "keeps the explained variance at or below 0, while the policy moves, even further than in the healthy run",
     "gives a large KL with hardly any clipped ratio",
     "gives a large KL and many clipped ratios, while the critic learns at least as well as in the healthy run",
 ), strict=True))  # fmt: skip
 _SEEN = {
     "A": "the entropy stays at log 15 with a small KL, while the critic learns as in the healthy run",
     "B": "the KL of the first update is hundreds of times the healthy run's, and the critic explains nothing",
-    "C": "the explained variance stays around 0, while KL and clipped ratios are about as large as in the healthy run",
+    "C": "the explained variance stays at or below 0, while the policy moves further than in the healthy run",
     "D": "the KL is far above the healthy run's, with fewer clipped ratios",
 }
 
