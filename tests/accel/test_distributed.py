@@ -15,6 +15,9 @@ import torch.distributed as dist
 from ppo_lib.accel.distributed import SharedCollector, launcher, rank, share, size, trainer_class
 from ppo_lib.checkpoint import load_checkpoint
 from ppo_lib.config import PPOConfig, UserError
+from ppo_lib.methods.drac import CroppedBatch, DrAC
+from ppo_lib.methods.mixreg import Mixreg
+from ppo_lib.methods.ppg import PPG
 from ppo_lib.policy import ActorCritic
 from ppo_lib.ppo import PPO
 from ppo_lib.storage import RolloutStorage
@@ -49,7 +52,14 @@ def own(whole):
     return whole[:, rank() * width : (rank() + 1) * width]
 
 
-def learn(recurrent):
+class Crops(DrAC):
+    """DrAC whose crops follow from the data, so that they are the same however the data are shared."""
+
+    def prepare(self, batch):
+        return CroppedBatch(**vars(batch), shift=torch.stack([batch.action % 3 - 1, batch.action % 2], -1))
+
+
+def learn(recurrent, kind=PPO):
     """Two epochs on this rank's columns (alone: all) of a rollout that is the same everywhere -> weights, metrics."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -58,7 +68,7 @@ def learn(recurrent):
         num_envs=envs, num_steps=steps, recurrent=recurrent, sequence_length=4, num_minibatches=1, num_epochs=2
     )
     policy = ActorCritic(recurrent=recurrent, obs_shape=(8, 8, 3), seed=0)
-    ppo = PPO(policy, config, micro_batch=12)
+    ppo = kind(policy, config, micro_batch=12)
     if size() > 1:
         share(ppo)
     whole = {
@@ -122,9 +132,10 @@ def main(folder):
     # one group for all trainers of this script: gloo may hang where a process joins a second one
     dist.init_process_group = dist.destroy_process_group = lambda *_, **__: None
     learned = [learn(recurrent) for recurrent in (False, True)]
+    methods = dict(drac=learn(True, Crops), mixreg=learn(False, Mixreg))
     collector = SimpleNamespace(normalizer=RewardNormalizer(4, 0.9))
     scaled = SharedCollector._normalize(collector, *map(own, rewards()))
-    found = dict(learned=learned, scaled=scaled, refused=refusals(folder), **train(folder))
+    found = dict(learned=learned, methods=methods, scaled=scaled, refused=refusals(folder), **train(folder))
     torch.save(found, folder / f"{rank()}.pt")
 
 
@@ -143,6 +154,26 @@ def test_two_processes_learn_what_one_learns_from_the_union(trained, recurrent):
     assert torch.equal(first, second) and first_metrics == second_metrics
     torch.testing.assert_close(first, weights, atol=2e-5, rtol=1e-4)
     assert first_metrics == pytest.approx(metrics, rel=1e-3, abs=1e-5)
+
+
+def test_two_processes_learn_by_drac_what_one_learns_from_the_union(trained):
+    weights, metrics = learn(True, Crops)
+    (first, first_metrics), (second, second_metrics) = (found["methods"]["drac"] for found in trained[1])
+    assert torch.equal(first, second) and first_metrics == second_metrics
+    torch.testing.assert_close(first, weights, atol=2e-5, rtol=1e-4)
+    assert first_metrics == pytest.approx(metrics, rel=1e-3, abs=1e-5)
+
+
+def test_two_processes_learn_the_same_by_mixreg(trained):
+    """Each mixes its own part of a minibatch, with draws of its own: no single process would compute the same."""
+    (first, first_metrics), (second, second_metrics) = (found["methods"]["mixreg"] for found in trained[1])
+    assert torch.equal(first, second) and first_metrics == second_metrics
+    assert not torch.equal(first, trained[1][0]["learned"][0][0])
+
+
+def test_what_learns_after_an_update_is_refused():
+    with pytest.raises(UserError, match="PPG learns after an update"):
+        share(PPG(ActorCritic(recurrent=False, obs_shape=(8, 8, 3)), CONFIG.replace(recurrent=False)))
 
 
 def test_rewards_are_scaled_as_one_process_would(trained):
