@@ -8,7 +8,7 @@ import os
 
 __version__ = "0.1.0"
 
-# How long an OpenMP thread without work spins before it sleeps. By default it spins for milliseconds, on a core that
-# other work needs; without any spinning, training alone is slower (benchmarks/busy.py). Torch reads it when loaded.
+# How often an OpenMP thread without work looks for some before it sleeps. With torch's default of 300,000 it keeps a
+# core from other work for 10 ms, and with none at all, training alone is slower: see benchmarks/busy.py.
 if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:  # unless the user has chosen
-    os.environ["GOMP_SPINCOUNT"] = "10000"
+    os.environ["GOMP_SPINCOUNT"] = "50000"  # torch reads it when it is loaded
