@@ -94,7 +94,7 @@ def _handling(handler: Callable[..., object]) -> Iterator[None]:
 
 
 def save_checkpoint(run_dir: Path, state: dict[str, object]) -> None:
-    """Write run_dir/checkpoint.pt; the one before it becomes checkpoint.previous.pt. UserError if it fails."""
+    """Write run_dir/checkpoint.pt; the one before it becomes checkpoint.previous.pt. OSError if it fails."""
     _write(run_dir / CHECKPOINT, "checkpoint", state, keep=run_dir / PREVIOUS)
 
 
@@ -136,7 +136,8 @@ def load_checkpoint(run_dir: Path) -> dict[str, object]:
 
 
 def save_policy(run_dir: Path, weights: dict[str, Tensor], config: PPOConfig, steps: int) -> None:
-    """Write run_dir/policy.pt: a policy's state_dict in float16, config, and the steps it was trained for."""
+    """Write run_dir/policy.pt: a policy's state_dict in float16, config, and the steps it was trained for.
+    Raises OSError if it fails."""
     halves = {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
     halves = {name: w.detach().cpu().contiguous() for name, w in halves.items()}
     _write(run_dir / POLICY, "policy", {"config": config.to_dict(), "steps": steps, "policy": halves})
@@ -161,11 +162,8 @@ def load_policy(path: Path | str, policy: nn.Module | None = None) -> tuple[nn.M
 def _write(path: Path, kind: str, content: dict[str, object], keep: Path | None = None) -> None:
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "kind": kind, **content}, buffer)
-    try:
-        with uninterrupted(), atomic_write(path, "wb", keep) as file:
-            file.write(buffer.getbuffer())
-    except OSError as error:
-        raise write_error(error, path) from None
+    with uninterrupted(), atomic_write(path, "wb", keep) as file:
+        file.write(buffer.getbuffer())
 
 
 def _read(path: Path, kind: str) -> dict[str, object]:

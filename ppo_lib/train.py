@@ -13,6 +13,7 @@ import copy
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,14 @@ from torch import nn
 
 from ppo_lib.accel.graphs import attach_graphs
 from ppo_lib.accel.hardware import configure
-from ppo_lib.checkpoint import RunFolder, interruptible, save_checkpoint, save_policy, uninterrupted, write_error
+from ppo_lib.checkpoint import CHECKPOINT, POLICY, RunFolder, interruptible, save_checkpoint, save_policy, uninterrupted
 from ppo_lib.config import PPOConfig, UserError, derive_seed
 from ppo_lib.envs import make_env, procgen_build
 from ppo_lib.evaluate import evaluate, write_episodes
-from ppo_lib.logger import Logger, keep_rows
+from ppo_lib.logger import Logger, PatientWriter, keep_rows
 from ppo_lib.methods import algorithm_class
 from ppo_lib.policy import ActorCritic, make_policy
-from ppo_lib.ppo import PPO
+from ppo_lib.ppo import PPO, DivergedError
 from ppo_lib.rollout import Collector
 from ppo_lib.runs import EVALUATION_COLUMNS, SPLITS, read_evaluation
 from ppo_lib.storage import RolloutStorage
@@ -70,7 +71,7 @@ class Trainer:
         policy: nn.Module | None = None,
         algorithm: type[PPO] | None = None,
     ) -> None:
-        self.run_dir, self.overlap = Path(run_dir), overlap
+        self.run_dir, self.overlap, self.write = Path(run_dir), overlap, PatientWriter(run_dir)
         self.folder = RunFolder(self.run_dir, config, resume, self.processes)
         checkpoint = self.folder.find_checkpoint()
         if checkpoint:
@@ -112,7 +113,7 @@ class Trainer:
 
         Ctrl-C and SIGTERM save and then raise KeyboardInterrupt. After either, or after stop(), the trainer stands at
         its last complete update, and train() continues from there. Raises DivergedError (see PPO.update), and
-        UserError if the disk is full; in both cases the last checkpoint is kept.
+        UserError if a file could not be written until the end; in both cases the last checkpoint is kept.
         """
         self._boundary = self.state_dict()
         with interruptible(self._on_signal):
@@ -125,7 +126,7 @@ class Trainer:
                     metrics = self.update()
                     with uninterrupted():  # a stop finds an update both finished and logged, or neither
                         self._boundary = self.state_dict()
-                        self.logger.update(metrics)
+                        self.write("metrics.csv", partial(self.logger.update, metrics), self.steps)
                     if self._stop_requested():
                         raise Stopped
                     evaluating = self._passed(self.config.eval_interval)
@@ -135,15 +136,16 @@ class Trainer:
                         self.evaluate()
                     if on_update is not None:
                         on_update(metrics)
-            except (KeyboardInterrupt, Stopped) as stop:
-                self.save()
+            except (KeyboardInterrupt, Stopped, DivergedError) as end:
+                if not isinstance(end, DivergedError):
+                    self.save()
                 self._stop.clear()
                 self.load_state_dict(self._boundary)
-                if isinstance(stop, KeyboardInterrupt):
+                if not isinstance(end, Stopped):
                     raise
                 return False
-            except OSError as error:
-                raise write_error(error, self.run_dir) from None
+            finally:
+                self.write.finish()
         return True
 
     def update(self) -> dict[str, float]:
@@ -187,16 +189,19 @@ class Trainer:
         """Play eval_episodes on train and on unseen levels, add them to evaluation.csv, return the mean of each."""
         count, how = self.config.eval_episodes, dict(seed=self.steps, between_steps=self._obey)
         played = {name: evaluate(self.policy, self.config, name, count, **how) for name in SPLITS}
-        write_episodes(self.run_dir / "evaluation.csv", self.steps, played)
+        path, steps = self.run_dir / "evaluation.csv", self.steps
+        self.write(path.name, partial(write_episodes, path, steps, played), steps)
         means = {split: float(np.mean([e.return_ for e in episodes])) for split, episodes in played.items()}
         self.logger.evaluation(self.steps, means)
         return means
 
     def save(self) -> None:
         """Write the state at the last complete update to checkpoint.pt, and its policy to policy.pt."""
+        state = self._boundary
         with uninterrupted():
-            save_checkpoint(self.run_dir, self._boundary)
-            save_policy(self.run_dir, self._boundary["ppo"]["policy"], self.config, self.saved_steps)
+            self.write(CHECKPOINT, partial(save_checkpoint, self.run_dir, state))
+            policy = partial(save_policy, self.run_dir, state["ppo"]["policy"], self.config, state["steps"])
+            self.write(POLICY, policy)
 
     @property
     def saved_steps(self) -> int:

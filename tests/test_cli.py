@@ -318,16 +318,21 @@ def test_a_ruined_checkpoint_offers_the_previous_one(project, refused):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
-def test_a_full_disk_keeps_the_last_checkpoint(project, here):
+def test_a_full_disk_delays_a_save_and_a_folder_that_stays_closed_keeps_the_last_one(project, here, monkeypatch):
     folder = project / "results" / "full"
     shutil.copytree(project / "results" / "first", folder)
-    before = (folder / "checkpoint.pt").read_bytes()
-    (folder / "checkpoint.tmp").symlink_to("/dev/full")
-    command = ["train", "--run", "full", "--resume", "--total-steps", 192, "--eval-interval", -1]
-    process = here(project, *command)
-    assert process.returncode == 2 and "disk is full" in process.err and "Traceback" not in process.err, process.err
-    assert (folder / "checkpoint.pt").read_bytes() == before
-    assert here(project, *command).returncode == 0
+    (folder / "checkpoint.tmp").symlink_to("/dev/full")  # until the first try has failed
+    command = ["train", "--run", "full", "--resume", "--eval-interval", -1, "--total-steps"]
+    process = here(project, *command, 192)
+    assert process.returncode == 0 and process.err.count("The disk is full: ") == 1, process.err
+    assert load_checkpoint(folder)["steps"] == 192
+    (folder / "checkpoint.tmp").mkdir()
+    monkeypatch.setattr("ppo_lib.logger.PAUSES", ())
+    process = here(project, *command, 256)
+    assert process.returncode == 2 and "error: results/full/checkpoint.pt could not be written" in process.err
+    assert "Traceback" not in process.err and load_checkpoint(folder)["steps"] == 192
+    (folder / "checkpoint.tmp").rmdir()
+    assert here(project, *command, 256).returncode == 0 and load_checkpoint(folder)["steps"] == 256
 
 
 def test_a_diverging_run_stops_with_the_cause_and_resumes(tmp_path, here, monkeypatch):

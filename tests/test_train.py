@@ -2,8 +2,10 @@
 
 import copy
 import csv
+import errno
 import importlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -11,11 +13,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from ppo_lib import checkpoint
 from ppo_lib.checkpoint import RunFolder, load_checkpoint, load_policy
 from ppo_lib.config import PPOConfig, UserError, field_types
 from ppo_lib.ppo import DivergedError
@@ -188,7 +192,7 @@ def test_what_a_run_leaves_on_disk(tiny, trainer, tmp_path):
         (steps, split) for steps in ("128", "192") for split in ("train", "unseen") for _ in range(4)
     ]
     policy, saved, steps = load_policy(folder)
-    assert saved == config and steps == 192
+    assert saved == one.config and steps == 192
     for mine, theirs in zip(policy.parameters(), one.policy.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-3)
 
@@ -318,21 +322,26 @@ def test_resume_with_another_config_is_refused(tiny, trainer):
         trainer(tiny(gamma=0.9), resume=True)
 
 
-def test_divergence_keeps_the_last_good_checkpoint(tiny, trainer, tmp_path):
-    one = trainer(tiny(total_steps=256, checkpoint_interval=64))
-    update, calls = one.ppo.update, iter(range(10))
+def test_divergence_keeps_the_last_good_checkpoint_which_resumes(tiny, trainer, tmp_path):
+    """A loss made infinite once; after it the trainer stands at its last complete update, too."""
+    config = tiny(total_steps=256, checkpoint_interval=128)
+    trainer(config, "whole").train()
+    one = trainer(config)
+    loss = one.ppo.loss
 
-    def poisoned(storage, **options):
-        if next(calls) == 2:
-            storage.return_[0, 0] = float("nan")
-        return update(storage, **options)
+    def infinite(batch):
+        value, row = loss(batch)
+        return (value * math.inf if one.steps == 192 else value), row
 
-    one.ppo.update = poisoned
-    with pytest.raises(DivergedError):
+    one.ppo.loss = infinite
+    with pytest.raises(DivergedError, match=r"diverged: .*The last checkpoint is kept; start a new run with a lower"):
         one.train()
-    checkpoint = load_checkpoint(tmp_path / "run")
-    assert checkpoint["steps"] == 128
-    assert all(torch.isfinite(value).all() for value in checkpoint["ppo"]["policy"].values())
+    assert one.steps == 192 and torch.isfinite(weights(one)).all()
+    one.close()
+    assert load_checkpoint(tmp_path / "run")["steps"] == 128 == load_policy(tmp_path / "run")[2]
+    again = trainer(config, resume=True)
+    assert again.train()
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
 
 
 def test_pause_holds_and_stop_ends_from_another_thread(tiny, trainer):
@@ -453,6 +462,73 @@ def test_an_evaluation_that_a_kill_prevented_is_made_up(tiny, trainer, tmp_path)
             read = metrics(tmp_path / name) if file == "metrics.csv" else (tmp_path / name / file).read_text()
             wanted = metrics(tmp_path / "whole") if file == "metrics.csv" else (tmp_path / "whole" / file).read_text()
             assert read == wanted
+
+
+# --- disks that fail --------------------------------------------------------------------------------------------------
+
+
+# updates of 16 steps that are all saved, and a game with short episodes
+QUICK = dict(
+    env_name="dodgeball", num_envs=2, num_steps=8, num_minibatches=1, num_epochs=1, recurrent=True, pooling="average",
+    eval_episodes=1, checkpoint_interval=16,
+)  # fmt: skip
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """Lets writes of run files fail: disk.fails(number of the write) -> errno or None. disk.pauses: seconds waited."""
+    state, sync = SimpleNamespace(fails=lambda write: None, writes=0, pauses=[]), os.fsync
+
+    def fail():
+        state.writes += 1
+        if number := state.fails(state.writes):
+            raise OSError(number, os.strerror(number))
+
+    def open_row(*arguments, **options):
+        fail()
+        return open(*arguments, **options)
+
+    monkeypatch.setattr(checkpoint.os, "fsync", lambda file: (fail(), sync(file)))
+    monkeypatch.setattr("ppo_lib.logger.open", open_row, raising=False)
+    monkeypatch.setattr("ppo_lib.logger.time", SimpleNamespace(sleep=state.pauses.append))
+    return state
+
+
+def contents(folder):
+    """What a run leaves, without the clock's columns."""
+    return metrics(folder), (folder / "evaluation.csv").read_text(), load_checkpoint(folder)["steps"]
+
+
+def test_writes_that_fail_now_and_then_change_nothing(tiny, trainer, tmp_path, disk, capsys):
+    """As on a mounted drive that drops: checkpoint, policy, metrics and evaluation, each failing at some time."""
+    config = tiny(**QUICK, total_steps=64, eval_interval=32)
+    trainer(config, "whole").train()
+    before = disk.writes
+    broken = trainer(config, "broken")
+    disk.fails = lambda write: errno.ENOTCONN if (write - before) % 4 < 2 else None
+    assert broken.train()
+    err = capsys.readouterr().err
+    for name in ("checkpoint.pt", "policy.pt", "metrics.csv", "evaluation.csv"):
+        assert f"{name} could not be written (Transport endpoint is not connected). Training continues" in err
+    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+    assert load_policy(tmp_path / "broken")[2] == 64
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_disk_that_stays_full_is_one_sentence_at_the_end(tiny, trainer, tmp_path, disk, capsys, stopped):
+    """The state of the last update stays in memory: with some space, the same trainer writes all of it."""
+    config = tiny(**QUICK, total_steps=64, eval_interval=32)
+    trainer(config, "whole").train()
+    broken = trainer(config, "broken")
+    disk.fails = lambda write: errno.ENOSPC if broken.steps > 16 else None
+    with pytest.raises(UserError, match=r"disk is full: .* could not be written. Free some space"):
+        broken.train(lambda row: broken.stop() if stopped and row["steps"] == 32 else None)
+    assert broken.steps == (32 if stopped else 64) and disk.pauses == [1, 2, 4]
+    assert load_checkpoint(tmp_path / "broken")["steps"] == 16
+    assert capsys.readouterr().err.count("metrics.csv could not be written") == 1
+    disk.fails = lambda write: None
+    assert broken.train()
+    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
 # --- what a run records --------------------------------------------------------------------------------------------
