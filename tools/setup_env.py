@@ -49,7 +49,8 @@ class SetupError(Exception):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; its exit code, or 2 with one sentence if the environment could not be made."""
-    parser = argparse.ArgumentParser(description="Make or complete the project's Python environment, and use it.")
+    about = "Make or complete the project's Python environment, and use it."
+    parser = argparse.ArgumentParser(description=about, allow_abbrev=False)
     parser.add_argument("command", nargs="?", choices=COMMANDS, default="setup", help="what to do in it")
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="its folder (default: .venv)")
     parser.add_argument("--here", action="store_true", help="complete the environment of the Python that runs this")

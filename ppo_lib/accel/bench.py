@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -15,6 +14,11 @@ import torch
 
 from ppo_lib.config import PPOConfig
 from ppo_lib.train import Trainer
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 WHOLE = 2  # updates that are timed as a whole, between one to warm up and one that is split into its parts
 PARTS = ("games", "acting", "storing", "advantages", "minibatches", "forward", "backward", "optimiser", "rest")
@@ -82,6 +86,7 @@ def now() -> float:
 
 def peak_memory_gb() -> dict[str, float]:
     """The most memory that this process has held so far, in GB (10^9 bytes)."""
-    process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    unit = 1 if sys.platform == "darwin" else 1024
+    process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit if resource else float("nan")
     gpu = {"gpu": torch.cuda.max_memory_reserved() / 1e9} if torch.cuda.is_available() else {}
     return {"process": process / 1e9, **gpu}

@@ -47,6 +47,8 @@ def features() -> frozenset[str]:
 @lru_cache
 def load(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
     """The functions for this type, or None and why not. Compiled in some 2 seconds, once on a machine."""
+    if not features():
+        return None, "no C kernels: they need Linux and an x86-64 processor"
     if missing := NEEDS.get(dtype, {f"functions for {dtype}"}) - features():
         return None, f"no C kernels: this processor lacks {', '.join(sorted(missing))}"
     flags = [*FLAGS, "-march=x86-64-v4" if features() >= AVX512 else "-march=x86-64-v3"]

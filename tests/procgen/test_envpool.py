@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import struct
 import sys
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +40,11 @@ def has_procgen() -> bool:
         return bool(procgen_build("procgen"))
     except UserError:
         return False
+
+
+def install(monkeypatch: pytest.MonkeyPatch, versions: Callable[[str], Iterable[Any]]) -> None:
+    """Make library.py, and no one else, see these packages."""
+    monkeypatch.setattr(library, "importlib", SimpleNamespace(metadata=SimpleNamespace(distributions=versions)))
 
 
 class FakePool:
@@ -97,7 +104,7 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> list[FakePool]:
         return [SimpleNamespace(version="1.2.7", locate_file=lambda path: __file__)] if name == "envpool" else []
 
     monkeypatch.setitem(sys.modules, "envpool", SimpleNamespace(make=make_pool))
-    monkeypatch.setattr(library.importlib.metadata, "distributions", versions)
+    install(monkeypatch, versions)
     return made
 
 
@@ -197,10 +204,7 @@ def test_the_other_builds_come_first_and_a_run_stays_on_its_own(
     assert config["build"] == "procgen"
     with pytest.raises(UserError, match=r"another config .*build procgen -> envpool"):
         Trainer(tiny(build="envpool"), tmp_path / "results" / "run", resume=True)
-    everything = library.importlib.metadata.distributions
-    monkeypatch.setattr(
-        library.importlib.metadata, "distributions", lambda name: everything(name=name) if name != "envpool" else []
-    )
+    install(monkeypatch, lambda name: importlib.metadata.distributions(name=name) if name != "envpool" else [])
     with pytest.raises(UserError, match="games of envpool are not installed: run `pip install envpool`"):
         Trainer(tiny(build="envpool"), tmp_path / "other")
     with pytest.warns(UserWarning, match=r"envpool is not installed: procgen.* plays, which draws differently"):
@@ -241,7 +245,7 @@ def test_comparing_runs_of_different_builds_warns(tiny: Any, tmp_path: Path) -> 
 def test_a_missing_build_names_what_this_platform_needs(
     monkeypatch: pytest.MonkeyPatch, system: str, machine: str, minor: int, package: str
 ) -> None:
-    monkeypatch.setattr(library.importlib.metadata, "distributions", lambda name: [])
+    install(monkeypatch, lambda name: [])
     monkeypatch.setattr(library, "sys", SimpleNamespace(platform=system, version_info=(3, minor)))
     monkeypatch.setattr(library.platform, "machine", lambda: machine)
     remedy = "`pip install envpool` in Python 3.12 to 3.14" if package == "envpool" else f"--no-deps {package}`"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+from types import SimpleNamespace
 
 import imageio_ffmpeg
 import pytest
@@ -20,7 +22,6 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from ppo_lib.config import UserError
 from ppo_lib.procgen import library
 
 try:
@@ -36,10 +37,11 @@ CONDA_PIP = next(part["pip"] for part in ENVIRONMENT["dependencies"] if isinstan
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
 
-def applies(requirement: Requirement, python: str, extra: str = "") -> bool:
-    """Whether the requirement is for this Python and extra."""
+def applies(requirement: Requirement, python: str, system: str = "linux", machine: str = "x86_64") -> bool:
+    """Whether the requirement is for this Python and platform."""
     environment = {**default_environment(), "python_version": python, "python_full_version": f"{python}.0"}
-    return requirement.marker is None or requirement.marker.evaluate({**environment, "extra": extra})
+    environment |= {"sys_platform": system, "platform_machine": machine, "extra": ""}
+    return requirement.marker is None or requirement.marker.evaluate(environment)
 
 
 def run(*command: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -71,13 +73,20 @@ def pip_would_install(command: list[str], tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("python", [*PYTHONS, "3.14"])
-def test_markers_choose_the_procgen_build_that_the_library_names(python: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = [r.name for r in map(Requirement, PYPROJECT["dependency-groups"]["procgen"]) if applies(r, python)]
-    monkeypatch.setattr(library.importlib.metadata, "distributions", lambda name: [])
-    monkeypatch.setattr(library.sys, "version_info", tuple(map(int, python.split("."))))
-    with pytest.raises(UserError) as caught:
-        library.procgen_build()
-    assert re.findall(r"--no-deps (\S+)`", str(caught.value)) == chosen
+@pytest.mark.parametrize("place", ["linux x86_64", "linux aarch64", "darwin arm64", "win32 AMD64"])
+def test_markers_choose_the_procgen_build_that_the_library_names(
+    python: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One build, and none where there is none: on Macs with Apple silicon before Python 3.12, say."""
+    system, machine = place.split()
+    everything = [*PYPROJECT["dependency-groups"]["procgen"], *PYPROJECT["project"]["dependencies"]]
+    games = (*library.PACKAGES,)
+    chosen = [r.name for r in map(Requirement, everything) if r.name in games and applies(r, python, *place.split())]
+    version = tuple(map(int, python.split(".")))
+    monkeypatch.setattr(library, "sys", SimpleNamespace(platform=system, version_info=version))
+    monkeypatch.setattr(library.platform, "machine", lambda: machine)
+    named = library.package_here()
+    assert chosen == ([named] if named != "envpool" or version >= (3, 12) else [])
 
 
 def test_the_games_packages_are_pinned_and_bring_no_dependencies_of_their_own(tmp_path: Path) -> None:
@@ -161,6 +170,7 @@ def test_own_environment_gets_the_tested_versions_and_is_made_once(
     key = setup_env.fingerprint(folder / "bin" / "python", "test")
     assert key != setup_env.fingerprint(folder / "bin" / "python", "bench")
     setup_env.write_stamp(folder, {**stamp, "key": key})  # as after installing
+    monkeypatch.setattr(setup_env.badges, "origin", lambda: "")
     assert setup_env.main(["--venv", str(folder)]) == 0
     assert capfd.readouterr() == ("", "")  # nothing to do, nothing to say
     assert setup_env.make_venv(folder, switch=True) == own  # the same Python: not made anew
@@ -259,6 +269,49 @@ def test_make_lists_its_targets_and_says_what_is_wrong_with_a_python() -> None:
     plan = make("-n", "train", f"PYTHON={sys.executable}", "VENV=my env", "ARGS=--seed 1").stdout
     assert '--venv "my env"' in plan
     assert '"my env/bin/python" -m ppo_lib train --preset quick --finish --seed 1' in plan
+
+
+@pytest.mark.parametrize("target", ["train", "test"])
+def test_without_make_setup_env_does_what_the_makefile_does(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same commands in the same environment; the first that fails ends it."""
+    plan = make("-n", target, f"PYTHON={sys.executable}", "ARGS=--seed 1").stdout
+    python, ran = str(ROOT / ".venv" / "bin" / "python"), []
+
+    def run_nothing(command: list[str], **options: object) -> SimpleNamespace:
+        ran.append(command)
+        return SimpleNamespace(returncode=3 if len(ran) > 3 else 0)
+
+    for name, answer in {"make_venv": True, "complete": None}.items():
+        monkeypatch.setattr(setup_env, name, lambda *arguments, answer=answer: answer)
+    monkeypatch.setattr(setup_env.badges, "repository", lambda: "owner/name")
+    monkeypatch.setattr(setup_env.subprocess, "run", run_nothing)
+    assert setup_env.main([target, "--seed", "1"]) == 0
+    made = [line.partition('bin/python" ')[2] for line in plan.splitlines() if '.venv/bin/python" -m' in line]
+    assert [command[0] for command in ran] == [python] * len(made)
+    assert [" ".join(command[1:]) for command in ran] == made
+    ran[:] = [[]] * 3
+    assert setup_env.main([target]) == 3 and len(ran) == 4
+
+
+def test_setup_env_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["tarin"], ["--seed"]):
+        with pytest.raises(SystemExit, match="2"):
+            setup_env.main(arguments)
+    assert "invalid choice: 'tarin'" in (said := capsys.readouterr().err) and "there is no --seed" in said
+
+
+def test_set_up_without_fcntl_and_with_the_folders_of_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # importing it fails
+    source = importlib.util.spec_from_file_location("setup_env_elsewhere", setup_env.__file__)
+    elsewhere = importlib.util.module_from_spec(source)
+    source.loader.exec_module(elsewhere)
+    monkeypatch.setattr(elsewhere.badges, "origin", lambda: "")
+    asked = []
+    monkeypatch.setattr(elsewhere, "make_venv", lambda folder, switch: True)
+    monkeypatch.setattr(elsewhere, "complete", lambda python, *others: asked.append(python))
+    assert elsewhere.main(["--venv", str(tmp_path)]) == 0 and asked == [tmp_path / "bin" / "python"]
+    monkeypatch.setattr(elsewhere, "os", SimpleNamespace(name="nt"))
+    assert elsewhere.python_in(tmp_path) == tmp_path / "Scripts" / "python.exe"
 
 
 def test_old_python_is_told_so(tmp_path: Path) -> None:
