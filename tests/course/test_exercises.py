@@ -311,9 +311,9 @@ def test_a_predicted_choice_is_kept_and_shown_beside_the_result(shown, capsys):
 def test_each_mistake_of_an_exercise_is_named_by_its_own_sentence(name):
     """The hidden cases distinguish all of them from the solution and from each other, in well under two seconds."""
     exercise = ALL[name]
-    start = time.perf_counter()
+    start = time.process_time()
     assert examine(exercise, exercise.solution) == ("solved", "")
-    assert time.perf_counter() - start < exercises.LIMIT
+    assert time.process_time() - start < exercises.LIMIT
     for sentence, wrong in exercise.mistakes.items():
         assert examine(exercise, wrong) == ("wrong", sentence)
         assert sentence.endswith(".") and "\n" not in sentence
@@ -361,7 +361,7 @@ def run_cell(source: str, name: str, space: dict) -> None:
 def test_each_exercise_is_in_its_notebook():
     for path, (_, found) in zip(NOTEBOOKS, exercises.exercises(), strict=False):
         assert names_in(path) == [one.name for one in found], path.name
-    assert len(FOUND) == sum(len(names_in(path)) for path in NOTEBOOKS)
+    assert len(FOUND) == sum(len(names_in(path)) for path in NOTEBOOKS) >= 20
     for path in NOTEBOOKS:
         code = [cell.source for cell in cells_of(path) if cell.cell_type == "code"]
         assert not names_in(path) or code[-1].splitlines()[-1] == "progress()", path.name

@@ -162,6 +162,20 @@ EXERCISES = [
         },
     ),
     Exercise(
+        "orthogonal_gates", "Orthogonal gates of a GRU", 2, 10, orthogonal_gates, lambda: [(6,)],
+        {
+            "the whole stack is orthogonal, but none of its three gates: split it first.":
+                lambda gru: _initialized(gru, parts=1),
+            "the gates are split along the columns; torch stacks them along the rows (dimension 0).":
+                lambda gru: _initialized(gru, dim=1),
+            "the input's weights (weight_ih_l0) keep torch's default.": lambda gru: _initialized(gru, "weight_hh"),
+            "the memory's weights (weight_hh_l0) keep torch's default.": lambda gru: _initialized(gru, "weight_ih"),
+            "the biases keep torch's default; set them to 0.": lambda gru: _initialized(gru, bias=0),
+            "only the first gate is orthogonal; each of the three must be.": lambda gru: _initialized(gru, first=1),
+        },
+        _gates_run,
+    ),
+    Exercise(
         "gru_step", "One step of the GRU", 2, 10, gru_step, lambda: [_gru_case(0), _gru_case(1)],
         {
             "r and z are swapped: torch stacks the gates in the order r, z, n.":
@@ -197,19 +211,5 @@ EXERCISES = [
             "there is one row too many: done's last row belongs to the next rollout's first step.":
                 lambda d, b: torch.cat([b[None], d]),
         },
-    ),
-    Exercise(
-        "orthogonal_gates", "Orthogonal gates of a GRU", 2, 10, orthogonal_gates, lambda: [(6,)],
-        {
-            "the whole stack is orthogonal, but none of its three gates: split it first.":
-                lambda gru: _initialized(gru, parts=1),
-            "the gates are split along the columns; torch stacks them along the rows (dimension 0).":
-                lambda gru: _initialized(gru, dim=1),
-            "the input's weights (weight_ih_l0) keep torch's default.": lambda gru: _initialized(gru, "weight_hh"),
-            "the memory's weights (weight_hh_l0) keep torch's default.": lambda gru: _initialized(gru, "weight_ih"),
-            "the biases keep torch's default; set them to 0.": lambda gru: _initialized(gru, bias=0),
-            "only the first gate is orthogonal; each of the three must be.": lambda gru: _initialized(gru, first=1),
-        },
-        _gates_run,
     ),
 ]  # fmt: skip
