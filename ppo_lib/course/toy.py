@@ -1,4 +1,4 @@
-"""Tiny tasks with a known best return, and all of PPO on one screen to train on them in seconds.
+"""Tiny tasks with a known best return, and a loop that trains PPO on them in seconds.
 
 - The tasks have the interface of the games: uint8 images, SAME_STEP autoreset, step_async and step_wait.
 - The network is ActorCritic with a linear layer instead of the IMPALA encoder.
@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -157,34 +156,20 @@ def toy_config(**changes: object) -> PPOConfig:
     return PPOConfig.from_dict({**fields, **changes})
 
 
-def make_ppo(config: PPOConfig, policy: ActorCritic | None = None) -> PPO:
-    """PPO on the CPU in float32. policy: default `tiny_policy`, or an ActorCritic of obs_shape (8, 8, 3), 4 actions."""
-    return PPO(policy or tiny_policy(config), config)
+def train(task: str, config: PPOConfig, ppo: PPO | None = None) -> tuple[ActorCritic, dict[str, np.ndarray]]:
+    """Train PPO on a toy task (1707.06347, algorithm 1), on the CPU. ppo: default PPO with `tiny_policy`.
 
-
-def train(
-    task: str, config: PPOConfig, prepare: Callable[[PPO], None] = lambda ppo: None, *,
-    policy: ActorCritic | None = None, reward_scale: float = 1.0, reward_noise: float = 0.0,
-) -> tuple[ActorCritic, dict[str, np.ndarray]]:  # fmt: skip
-    """Train PPO on a toy task (1707.06347, algorithm 1), on the CPU.
-
-    prepare is called with the PPO object before the first update and may change it; policy: see make_ppo;
-    reward_scale, reward_noise: the agent learns from reward * scale + normal noise of this standard deviation.
     Returns the policy and columns [updates]: "steps", "return_mean" (the mean raw return of the episodes that ended in
     the update) and the metrics of PPO.update.
     """
-    ppo, rng = make_ppo(config, policy), np.random.default_rng(derive_seed(config.seed, "noise"))
-    prepare(ppo)
+    ppo = ppo or PPO(tiny_policy(config), config)
     collector = Collector(ppo, [make_env(task, config.num_envs, derive_seed(config.seed, "train"))])
     length = config.sequence_length if config.recurrent else None
     storage = RolloutStorage(config.num_steps, config.num_envs, (SIZE, SIZE, 3), ppo.policy.state_size, length)
     rows = []
     for update in range(1, config.num_updates + 1):
         collector.recent = deque()  # every episode of this update, not only the last 100
-        last_value = collector.collect(storage)
-        noise = reward_noise * rng.standard_normal(storage.reward.shape)
-        storage.reward.copy_(torch.from_numpy(storage.reward.numpy() * reward_scale + noise))
-        storage.compute_advantages(last_value, config.gamma, config.gae_lambda)
+        storage.compute_advantages(collector.collect(storage), config.gamma, config.gae_lambda)
         metrics = ppo.update(storage)
         return_mean = np.mean([r for r, _ in collector.recent] or [np.nan])
         rows.append({"steps": update * config.batch_size, "return_mean": return_mean, **metrics})
