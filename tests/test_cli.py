@@ -6,6 +6,7 @@ Most commands run in the tests' own process; a process of its own has what is ki
 import csv
 import json
 import os
+import pty
 import re
 import shlex
 import shutil
@@ -116,12 +117,31 @@ def test_train_finish_leaves_everything_and_says_where(project, here):
     report, film = re.search(r"Report: (.*)", out)[1], re.search(r"Video: +(.*)", out)[1]
     assert (report, film) == ("results/first/report.html", "results/videos/first.mp4")
     assert (project / report).stat().st_size > 10_000 and 1000 < (project / film).stat().st_size < 1_000_000
+    assert not (project / "videos").exists()  # with --results /out in a container, it would be lost
     folder = project / "results" / "first"
     assert [int(row["steps"]) for row in rows(folder / "metrics.csv")] == [64, 128]
     assert {row["split"] for row in rows(folder / "evaluation.csv")} == {"train", "unseen"}
     assert (folder / "policy.pt").stat().st_size < 2.5e6
     assert json.loads((folder / "config.json").read_text())["num_envs"] == 4
     assert any(folder.glob("events.out.tfevents*")) and any(folder.glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("ruin", "cause"),
+    [
+        (lambda path, patch: patch.setenv("IMAGEIO_FFMPEG_EXE", "/absent/ffmpeg"), "/absent/ffmpeg can't write H.264"),
+        (lambda path, patch: path.write_text(""), "File exists: .*videos"),
+    ],
+    ids=["no ffmpeg", "no folder"],
+)
+def test_a_report_is_made_without_a_video_whose_failure_is_told_by_its_cause(project, here, monkeypatch, ruin, cause):
+    folder = project / "elsewhere"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(project / "results" / "first", folder / "first")
+    ruin(folder / "videos", monkeypatch)
+    done = here(project, "train", "--run", "first", "--resume", "--finish", "--results", folder)
+    assert done.returncode == 0 and re.search(f"^No video: .*{cause}", done.err, re.M), done.err
+    assert "another folder" not in done.err and (folder / "first" / "report.html").stat().st_size > 10_000
 
 
 def test_a_new_run_gets_a_name_of_its_own(project, here):
@@ -218,14 +238,17 @@ def test_an_interrupt_saves_and_says_how_to_resume(tmp_path, here):
     assert more.returncode == 0, more.err
 
 
-def test_a_closed_pipe_ends_no_training(tmp_path):
-    """As with `train ... | head -1`: everything is saved, and nothing else goes wrong at exit."""
-    reader, writer = os.pipe()
+@pytest.mark.parametrize("place", [os.pipe, pty.openpty], ids=["pipe", "terminal"])
+def test_a_closed_pipe_or_terminal_ends_no_training(tmp_path, place):
+    """As with `train ... | head -1` or a window that was closed: everything is saved."""
+    reader, writer = place()
     os.close(reader)
-    with open(writer, "w") as closed:
-        process = finish(start(tmp_path, "train", "--run", "piped", "--total-steps", 64, *TINY, stdout=closed))
-    assert process.returncode == 0 and "Traceback" not in process.err, process.err
-    assert process.err.count("The terminal failed") == 1
+    with open(writer, "wb", 0) as closed:
+        streams = dict(stdout=closed) if place is os.pipe else dict(stdout=closed, stderr=closed)
+        process = finish(start(tmp_path, "train", "--run", "piped", "--total-steps", 64, *TINY, **streams))
+    assert process.returncode == 0, process.err
+    if place is os.pipe:
+        assert "Traceback" not in process.err and process.err.count("The terminal failed") == 1, process.err
     assert load_policy(tmp_path / "results" / "piped")[2] == 64
     assert len(rows(tmp_path / "results" / "piped" / "evaluation.csv")) == 4
 
@@ -336,9 +359,16 @@ def test_a_full_disk_delays_a_save_and_a_folder_that_stays_closed_keeps_the_last
 
 
 def test_a_diverging_run_stops_with_the_cause_and_resumes(tmp_path, here, monkeypatch):
-    loss = PPO.loss
+    loss, command = PPO.loss, ["train", "--run", "wild", "--total-steps", 64, "--eval-interval", -1, *TINY]
     with monkeypatch.context() as patch:
         patch.setattr(PPO, "loss", lambda self, batch: (loss(self, batch)[0] * float("inf"), loss(self, batch)[1]))
-        process = here(tmp_path, "train", "--run", "wild", "--total-steps", 64, "--eval-interval", -1, *TINY)
+        process = here(tmp_path, *command)
     assert process.returncode == 2 and "diverged" in process.err and "lower --learning-rate" in process.err
     assert here(tmp_path, "train", "--run", "wild", "--resume").returncode == 0
+
+
+@pytest.mark.parametrize("network", ["--recurrent", "--no-recurrent"])
+def test_the_largest_learning_rate_trains_on_or_ends_in_that_sentence(tmp_path, here, network):
+    process = here(tmp_path, "train", "--run", "wild", "--total-steps", 256, "--learning-rate", 1, network, *TINY)
+    told = re.search("^error: Training diverged: .* lower --learning-rate", process.err, re.M)
+    assert process.returncode == (2 if told else 0) and "Traceback" not in process.err, process.err

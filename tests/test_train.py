@@ -464,14 +464,89 @@ def test_an_evaluation_that_a_kill_prevented_is_made_up(tiny, trainer, tmp_path)
             assert read == wanted
 
 
-# --- disks that fail --------------------------------------------------------------------------------------------------
-
+# --- kills ------------------------------------------------------------------------------------------------------------
 
 # updates of 16 steps that are all saved, and a game with short episodes
 QUICK = dict(
     env_name="dodgeball", num_envs=2, num_steps=8, num_minibatches=1, num_epochs=1, recurrent=True, pooling="average",
     eval_episodes=1, checkpoint_interval=16,
 )  # fmt: skip
+KILLS = """
+import json, os, random, signal, statistics, sys, time
+from collections import defaultdict
+from pathlib import Path
+import torch
+import torch._dynamo  # which the first optimizer imports: once for all processes, as are the games' images below
+from ppo_lib.config import PPOConfig
+from ppo_lib.envs import make_env
+from ppo_lib.train import Trainer
+
+torch.set_num_threads(1)
+config, folder, drawn = PPOConfig.from_saved_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), random.Random(0)
+make_env(config, num_envs=1, num_threads=0).close()
+lengths = defaultdict(list)  # of each phase, in seconds
+
+class Watched(Trainer):
+    def phase(self, letter):
+        os.write(tell, letter)
+        os.read(permit, 1)
+
+for letter, name in {b"u": "update", b"s": "save", b"e": "evaluate"}.items():
+    def method(self, letter=letter, inner=getattr(Trainer, name)):
+        self.phase(letter)
+        return inner(self)
+    setattr(Watched, name, method)
+
+def train(name, fatal=None):
+    # -> the phases of a process that trains, and its end. A kill comes within the first phase of the kind fatal.
+    global tell, permit
+    (told, tell), (permit, allow) = os.pipe(), os.pipe()
+    if not (child := os.fork()):
+        try:
+            Watched(config, folder / name, resume=True, progress=False).train()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    os.close(tell), os.close(permit)
+    seen, begun = [], 0
+    while letter := os.read(told, 1).decode():
+        if seen:
+            lengths[seen[-1]].append(time.monotonic() - begun)
+        seen, begun = [*seen, letter], time.monotonic()
+        os.write(allow, b"!")
+        if letter == fatal:
+            time.sleep(drawn.random() * statistics.median(lengths[fatal]))
+            os.kill(child, signal.SIGKILL)
+            break
+    seen += os.read(told, 1).decode()
+    os.close(told), os.close(allow)
+    return "".join(seen), os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+ends = [train("whole"), *(train("killed", "use"[i % 3]) for i in range(20))]
+print(json.dumps([*ends, train("killed")]))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_twenty_times_equals_an_uncut_one_bit_for_bit(tiny, tmp_path):
+    """SIGKILL at random instants of updates, saves and evaluations."""
+    config = tiny(**QUICK, total_steps=352, eval_interval=32, anneal_lr=True)
+    (tmp_path / "config.json").write_text(config.to_json())
+    command = [sys.executable, "-c", KILLS, str(tmp_path / "config.json"), str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    (_, whole), *kills, (_, last) = json.loads(done.stdout)
+    assert (whole, last) == (0, 0) and [end for _, end in kills] == [-signal.SIGKILL] * 20, kills
+    phases = "".join(seen[-1] for seen, _ in kills)
+    assert min(phases.count(phase) for phase in "use") >= 3, phases
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+    for name in ("config.json", "evaluation.csv"):
+        assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    states = [load_checkpoint(tmp_path / name) for name in ("killed", "whole")]
+    assert_same(*({**state, "seconds": 0} for state in states))
+
+
+# --- disks that fail --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

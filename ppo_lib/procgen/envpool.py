@@ -2,8 +2,8 @@
 
 - The same C++ games: a level's rewards and ends are those of the other builds. Backgrounds are drawn differently, and
   so are the edges of sprites, if less in StarPilot than elsewhere. A seed gives another sequence of levels.
-- envpool returns the last observation of an episode and begins the next one a call later. Here that call is made within
-  the same step, for the ended games alone: no game is stepped twice, and no reward is lost.
+- envpool returns the last observation of an episode and begins the next episode at the next call. Here that call is
+  made within the same step, for the ended games alone: no game is stepped twice, and no reward is lost.
 - It can't save games. A run resumes with new episodes.
 """
 

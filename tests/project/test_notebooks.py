@@ -93,7 +93,7 @@ def test_outputs_are_of_a_whole_run(notebook):
 def test_first_cells(path, notebook):
     """Title, badge, learning goals, duration; then the bootstrap cell, the same everywhere."""
     first = notebook.cells[0].source
-    assert first.startswith("# ") and badges.badge(path.name, badges.repository()) in first
+    assert first.startswith("# ") and badges.opening(path.name, badges.repository()) in first
     tagged = [cell for cell in notebook.cells if "bootstrap" in cell.metadata.get("tags", ())]
     assert [cell.source for cell in tagged] == [badges.bootstrap(badges.repository())]
     assert tagged[0] is next(cell for cell in notebook.cells if cell.cell_type == "code")
@@ -321,7 +321,8 @@ def test_readme_shows_each_notebook_and_the_agent(path, notebook):
     """A row with its link, badge and picture, which `make pictures` can make; a video under 1 MB."""
     readme = (ROOT / "README.md").read_text()
     [row] = [line for line in readme.splitlines() if f"](notebooks/{path.name})" in line]
-    assert badges.badge(path.name, badges.repository()) in row
+    link = f"{path.name}) {badges.badge(path.name, badges.repository())}".rstrip()
+    assert f"{link} |" in row
     assert f"notebooks/pictures/{path.name[:2]}.png" in row
     picture = Image.open(io.BytesIO(pictures.picture(path)))
     assert Image.open(ROOT / "notebooks" / "pictures" / f"{path.name[:2]}.png").size == picture.size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+from collections import Counter
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2] / "ppo_lib"
@@ -21,6 +22,9 @@ CHAINS = (  # of each chain, no module may import a later one, directly or throu
     "runs plots",
 )
 PLAIN = ("model", "policy", "ppo", "storage", "rollout", "evaluate")  # know nothing of accel
+# The aim is 5,000 in all, and 2,000 in the core. Until it is reached these sums may only fall: lower them with every
+# file that becomes shorter. methods/ and the exercises in course/ grow with what they offer.
+PARTS = {"core": 3282, "procgen": 479, "accel": 809, "study": 904}
 LAZY = ("__main__", "course.colab")  # imports inside their functions don't count
 
 
@@ -70,5 +74,7 @@ def test_the_core_is_one_screen_and_files_are_short() -> None:
     assert {path.stem for path in PACKAGE.glob("*.py")} == CORE
     lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in modules().items()}
     assert not {name: count for name, count in lines.items() if count > 300}
-    # The aim is 5,000. Until it is reached the number may only fall: lower it with every file that becomes shorter.
-    assert sum(lines.values()) <= 6130
+    sums = Counter()
+    for name, path in modules().items():
+        sums["core" if path.parent == PACKAGE else path.relative_to(PACKAGE).parts[0]] += lines[name]
+    assert not {part: sums[part] for part, most in PARTS.items() if sums[part] > most}
