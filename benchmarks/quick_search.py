@@ -34,23 +34,24 @@ BASE: dict[str, object] = {
     "num_envs": 64, "num_steps": 64, "num_epochs": 2, "num_minibatches": 8, "learning_rate": 5e-4, "anneal_lr": False,
     "recurrent": True, "pooling": "flatten", "gamma": 0.999, "precision": "bf16",
 }  # fmt: skip
+GLOROT: dict[str, object] = {"encoder_init": "glorot"}
 CANDIDATES: list[dict[str, object]] = [
     {},
     {"pooling": "average"},
     {"recurrent": False},
     {"recurrent": False, "pooling": "average"},
-    {"num_epochs": 1},
-    {"num_epochs": 3},
     {"learning_rate": 1e-3},
-    {"num_envs": 32},
-    {"num_steps": 32},
-    {"num_minibatches": 4},
-    {"num_minibatches": 16},
-    {"gamma": 0.99},
+    GLOROT,
+    GLOROT | {"learning_rate": 1e-3},
+    GLOROT | {"gamma": 0.99},
+    GLOROT | {"num_envs": 32},
+    GLOROT | {"recurrent": False},
 ]
-STAGES = {  # name -> seconds of training, seeds, candidates, episodes per evaluation
-    "screen": (180, [101], CANDIDATES, 128),
+STAGES = {  # name -> seconds of training, seeds, candidates, steps between evaluations, episodes of each
+    "screen": (180, [101], CANDIDATES, 0, 128),
+    "full": (600, [1, 2], [GLOROT], 100_000, 256),
 }
+SAME_SPEED = ("encoder_init",)  # settings that change no speed
 ROUNDS, STEPS = 3, 8192  # of the speed measurement: rounds in turns, at least so many steps each
 
 PAGE = """# The search for the settings of `quick`
@@ -72,6 +73,11 @@ def name_of(changes: dict[str, object]) -> str:
     return "-".join(as_flag(*item)[2:].replace(" ", "_") for item in changes.items()) or "base"
 
 
+def timed(changes: dict[str, object]) -> str:
+    """The name of the candidate whose speed this one has."""
+    return name_of({field: value for field, value in changes.items() if field not in SAME_SPEED})
+
+
 def config_of(changes: dict[str, object], **more: object) -> PPOConfig:
     """A candidate's config."""
     return preset("quick", **{**BASE, **changes, **more})
@@ -79,7 +85,7 @@ def config_of(changes: dict[str, object], **more: object) -> PPOConfig:
 
 def speed() -> None:
     """Measure every candidate that any stage has, in turns, and write speed.csv: candidate, round, steps_per_second."""
-    candidates = {name_of(changes): changes for _, _, some, _ in STAGES.values() for changes in some}
+    candidates = {timed(changes): changes for _, _, some, *_ in STAGES.values() for changes in some}
     rows = []
     for turn in range(ROUNDS):
         for name, changes in candidates.items():
@@ -111,12 +117,12 @@ def speeds() -> dict[str, float]:
 
 def train(stage: str, share: str = "1/1") -> None:
     """Train this process's share (I/N) of a stage's runs, one after the other."""
-    seconds, seeds, candidates, episodes = STAGES[stage]
+    seconds, seeds, candidates, interval, episodes = STAGES[stage]
     mine, processes = map(int, share.split("/"))
     runs = [(changes, seed) for changes in candidates for seed in seeds]
     for changes, seed in runs[mine - 1 :: processes]:
-        name, steps = f"{stage}-{name_of(changes)}-seed{seed}", round(speeds()[name_of(changes)] * seconds)
-        config = config_of(changes, seed=seed, total_steps=steps, eval_episodes=episodes)
+        name, steps = f"{stage}-{name_of(changes)}-seed{seed}", round(speeds()[timed(changes)] * seconds)
+        config = config_of(changes, seed=seed, total_steps=steps, eval_interval=interval, eval_episodes=episodes)
         if (FOLDER / name / "evaluation.csv").exists():
             continue
         flags = ["--resume"]
