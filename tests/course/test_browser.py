@@ -105,7 +105,7 @@ def sources(project: Path) -> list[str]:
     """The cells: notebook 05's first ones, the explorers, and notebook 05's panel."""
     [path] = (project / "notebooks").glob("05*.ipynb")
     found = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    needed = ("import_module", "%matplotlib", "USE_DRIVE", "sizes =", ".show()")
+    needed = ("import_module", "%matplotlib", "USE_DRIVE", "sizes = dict(", ".show()")
     *first, panel = (next(source for source in found if text in source) for text in needed)
     return [*first, *EXPLORERS, panel]
 
