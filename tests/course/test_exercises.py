@@ -140,7 +140,7 @@ def test_a_wrong_number_of_arguments_is_named(only):
 @pytest.mark.parametrize("where", ["the main thread", "another thread"])
 def test_an_answer_that_hangs_is_ended(monkeypatch, where, answer):
     monkeypatch.setattr(exercises, "LIMIT", 0.3)
-    said = []
+    said, before = [], threading.active_count()
     if where == "the main thread":
         said.append(examine(RETURN, answer))
     else:
@@ -148,6 +148,10 @@ def test_an_answer_that_hangs_is_ended(monkeypatch, where, answer):
         thread.start()
         thread.join(10)
     assert said == [("wrong", "it still ran after 0.3 seconds. Does every loop come to an end?")]
+    end = time.monotonic() + 10
+    while answer is endless and threading.active_count() > before:  # a loop that goes on would slow down the rest
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_an_alarm_of_the_user_comes_back_and_the_exceptions_of_a_thread_pass():

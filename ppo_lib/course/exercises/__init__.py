@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import ctypes
 import importlib
 import importlib.util
 import inspect
@@ -166,9 +167,11 @@ def _limited(call: Callable[[], Any], seconds: float) -> Any:
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=work, daemon=True).start()
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
     while wait([future], seconds).not_done:
-        if late():
+        if late():  # end it there, too: an endless loop would slow down all that follows
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_TooSlow))
             raise _TooSlow
     return future.result()
 
