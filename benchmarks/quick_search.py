@@ -23,7 +23,7 @@ from statistics import median
 import numpy as np
 
 from ppo_lib.config import PPOConfig, as_flag, preset
-from ppo_lib.runs import SPLITS, Run, load_runs
+from ppo_lib.runs import SPLITS, Run, load_runs, read_rows
 from ppo_lib.stats import estimate
 from ppo_lib.study.groups import experiments
 from ppo_lib.study.table import markdown_table
@@ -89,16 +89,23 @@ def config_of(changes: dict[str, object], **more: object) -> PPOConfig:
 
 
 def speed() -> None:
-    """Measure every candidate that any stage has, in turns, and write speed.csv: candidate, round, steps_per_second."""
+    """Measure the speed of every candidate that any stage has."""
     candidates = {timed(changes): changes for _, _, some, *_ in STAGES.values() for changes in some}
+    measure({name: config_of(changes) for name, changes in candidates.items()}, FOLDER / "speed.csv")
+
+
+def measure(configs: dict[str, PPOConfig], file: Path) -> None:
+    """Train each for a few updates, in turns, and write a CSV: candidate, round, steps_per_second.
+
+    Evaluations are left out. What happens only after several updates, PPG's auxiliary phase, takes place once a round.
+    """
     rows = []
     for turn in range(ROUNDS):
-        for name, changes in candidates.items():
-            config = config_of(changes, eval_interval=-1)
-            updates = -(-STEPS // config.batch_size)
+        for name, config in configs.items():
+            updates = config.ppg_interval if config.algorithm == "ppg" else -(-STEPS // config.batch_size)
             with (
                 tempfile.TemporaryDirectory() as folder,
-                closing(Trainer(config, Path(folder, "run"), progress=False)) as trainer,
+                closing(Trainer(config.replace(eval_interval=-1), Path(folder, "run"), progress=False)) as trainer,
             ):
                 trainer.update()
                 start = time.perf_counter()
@@ -106,17 +113,16 @@ def speed() -> None:
                     trainer.update()
                 rows.append([name, turn, round(updates * config.batch_size / (time.perf_counter() - start), 1)])
             print(*rows[-1], flush=True)
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with (FOLDER / "speed.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["candidate", "round", "steps_per_second"], *rows])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="") as opened:
+        csv.writer(opened, lineterminator="\n").writerows([["candidate", "round", "steps_per_second"], *rows])
 
 
-def speeds() -> dict[str, float]:
+def speeds(file: Path = FOLDER / "speed.csv") -> dict[str, float]:
     """Candidate -> median of its measured steps per second."""
     found: dict[str, list[float]] = {}
-    with (FOLDER / "speed.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            found.setdefault(row["candidate"], []).append(float(row["steps_per_second"]))
+    for row in read_rows(file, ("candidate", "steps_per_second")):
+        found.setdefault(row["candidate"], []).append(float(row["steps_per_second"]))
     return {name: median(values) for name, values in found.items()}
 
 

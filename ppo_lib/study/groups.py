@@ -18,6 +18,8 @@ from ppo_lib.config import UserError
 from ppo_lib.runs import SPLITS, Run, Runs, changed_settings, common_steps, load_runs
 from ppo_lib.stats import Array, Estimate, Summary, difference, generalization_gap, summarize
 
+Pairs = dict[int, tuple[Array, Array, bool]]
+
 
 @dataclass(frozen=True)
 class RunSummary:
@@ -44,8 +46,7 @@ def summarize_experiment(runs: Runs) -> RunSummary:
 
 def seconds_at(run: Run, steps: int) -> float:
     """Seconds of training until a number of steps; nan where metrics.csv doesn't say."""
-    known = "seconds" in run.metrics
-    return float(np.interp(steps, run.metrics["steps"], run.metrics["seconds"])) if known else float("nan")
+    return float(np.interp(steps, run.metrics["steps"], run.metrics["seconds"])) if "seconds" in run.metrics else np.nan
 
 
 def common_metric(runs: Sequence[Run], name: str) -> tuple[Array, Array]:
@@ -97,29 +98,28 @@ def group_families(runs: Iterable[Run]) -> dict[str, list[Run]]:
     return dict(zip(names, families, strict=True))
 
 
-def paired_difference(runs: Sequence[Run], others: Sequence[Run], split: str) -> Estimate:
+def paired_difference(runs: Sequence[Run], others: Sequence[Run], split: str, steps: Sequence[int] = ()) -> Estimate:
     """Mean return of one experiment minus that of another on a split, with its 95% interval.
 
-    Rests on the seeds that both have, in the last evaluation that all of these runs have on both splits. Seeds are
-    resampled in pairs, and so are the episodes of a seed where both runs played the same levels.
-    Raises UserError if they share no seed or no number of steps.
+    Rests on the seeds that both have, after these steps of the one and the other; by default in the last evaluation
+    that all of these runs have on both splits. Seeds are resampled in pairs, and so are the episodes of a seed where
+    both runs played the same levels. Raises UserError if they share no seed or no number of steps.
     """
-    returns = paired_returns(runs, others, split)
+    returns = paired_returns(runs, others, split, steps)
     return difference(*([pair[side] for pair in returns.values()] for side in (0, 1, 2)))
 
 
-def paired_returns(runs: Sequence[Run], others: Sequence[Run], split: str) -> dict[int, tuple[Array, Array, bool]]:
-    """Seed -> what paired_difference compares: the returns of either run, and whether they belong to the same levels
-    in the same order."""
+def paired_returns(runs: Sequence[Run], others: Sequence[Run], split: str, steps: Sequence[int] = ()) -> Pairs:
+    """Seed -> what paired_difference compares: the returns of either run, and whether they are level by level."""
     load_runs([*runs, *others])  # warns if their builds differ
     mine, theirs = ({run.config.seed: run for run in side} for side in (runs, others))
     pairs = {seed: (mine[seed], theirs[seed]) for seed in sorted(mine.keys() & theirs.keys())}
     if not pairs:
         raise UserError("A comparison seed by seed needs runs of the same seed in both experiments.")
-    steps = max(common_steps([run for pair in pairs.values() for run in pair]), default=0)
+    last = max(common_steps([run for pair in pairs.values() for run in pair]), default=0)
     found = {}
     for seed, pair in pairs.items():
-        played = [run.evaluation.select(split, steps) for run in pair]
+        played = [run.evaluation.select(split, at) for run, at in zip(pair, steps or (last, last), strict=True)]
         if not all(map(len, played)):
             raise UserError(f"{pair[0].path} and {pair[1].path} were not evaluated at the same number of steps.")
         same = np.array_equal(*(np.sort(episodes.level_seed) for episodes in played))

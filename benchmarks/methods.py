@@ -1,0 +1,222 @@
+"""What do methods that should generalise better change? Each beside plain PPO, at equal steps and equal training time.
+
+    python benchmarks/methods.py commands               # the sweep of each method
+    python benchmarks/methods.py speed                  # steps per second of each, in turns, machine quiet
+    python benchmarks/methods.py page                   # README.md and methods.png, from the files in results/methods
+
+The runs of PPO are those in results/levels with the same seeds. A method's training time follows from its speed, which
+is measured alone, since runs may share the machine: their own clocks don't count.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from quick_search import measure, speeds
+
+from ppo_lib import plots
+from ppo_lib.config import UserError, as_flag, preset
+from ppo_lib.runs import SPLITS, Run, changed_settings, common_steps, load_runs
+from ppo_lib.stats import estimate
+from ppo_lib.study import published
+from ppo_lib.study.groups import paired_difference
+from ppo_lib.study.table import markdown_table
+
+FOLDER, BASE = Path("results/methods"), "levels200-seed*"  # in results/levels
+METHODS: dict[str, dict[str, object]] = {
+    "PPO": {},
+    "average pooling": {"pooling": "average"},
+    "DrAC": {"algorithm": "drac"},
+    "mixreg": {"algorithm": "mixreg"},
+    "weight decay": {"weight_decay": 1e-4},
+    "PPG": {"algorithm": "ppg", "num_epochs": 1, "ppg_interval": 8},
+}
+SAME_TIME = 0.06  # evaluations count as equally late if their training times differ by less than this fraction
+
+PAGE = """# Methods that should generalise better
+
+`paper` on 200 levels, {steps:,} steps, the same seeds as plain PPO's runs in [levels](../levels/README.md). {episodes}
+complete episodes per run and split; raw scores with 95% bootstrap intervals over seeds (in pairs) and episodes (in
+pairs where both runs played the same levels). With so few seeds an interval is too narrow: it says little about
+another seed.
+
+{sentence}
+
+![Return on unseen levels over the training time, and the differences from PPO](methods.png)
+
+## At equal steps
+{equal_steps}
+
+The differences are from PPO with the same seeds. Steps/s: measured alone and in turns ([speed.csv](speed.csv)).
+
+## At equal training time
+{equal_time}
+
+A method and PPO at the last evaluations whose training times, at these speeds, differ by less than {same_time:.0%}.
+
+## Published results
+{published}
+
+These are after 25 million steps. We know of no published result of average pooling on StarPilot alone. At first the
+methods come in another order: in the figures of [IDAAC](https://arxiv.org/abs/2102.10330) UCB-DrAC leads at 2 million
+steps, and PPG is behind PPO until about 5 million.
+
+Not trained yet: {missing}. `python benchmarks/methods.py commands` prints the commands.
+
+Made by `python benchmarks/methods.py page` from the CSV files in this folder and in [levels](../levels).
+"""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The complete runs of a method, and PPO's."""
+
+    name: str
+    runs: list[Run]
+    base: list[Run]
+    speed: dict[str, float]  # steps per second, by method
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps at which all were evaluated, ascending."""
+        return common_steps(self.runs)
+
+    @property
+    def equal_time(self) -> tuple[int, int]:
+        """The steps of the method and of PPO at the last evaluations that came equally late. UserError without any."""
+        cost = self.speed["PPO"] / self.speed[self.name]
+        pairs = [(ours, theirs) for ours in self.steps for theirs in common_steps(self.base)]
+        near = [pair for pair in pairs if abs(pair[0] * cost / pair[1] - 1) < SAME_TIME]
+        if not near:
+            raise UserError(f"No evaluation of {self.name} came as late as one of PPO, at {1 / cost:.2f} of its speed.")
+        return max(near, key=lambda pair: (pair[0], -abs(pair[0] * cost / pair[1] - 1)))
+
+    def difference(self, split: str, steps: tuple[int, int] | None = None) -> object:
+        """Mean return minus PPO's, see groups.paired_difference."""
+        return paired_difference(self.runs, self.base, split, steps)
+
+    def mean(self, split: str, steps: int) -> object:
+        """Mean return at a number of steps, with its interval."""
+        return estimate([run.evaluation.select(split, steps).returns for run in self.runs])
+
+
+def load_groups(folder: Path) -> list[Group]:
+    """PPO, then each method that has a complete run of a seed of PPO's. Raises UserError without any."""
+    found = load_runs([path.parent for path in sorted(folder.glob("*/evaluation.csv"))])
+    base = load_runs([path.parent for path in sorted((folder.parent / "levels").glob(f"{BASE}/evaluation.csv"))])
+    speed, groups = speeds(folder / "speed.csv"), [("PPO", base)]
+    for name, changes in list(METHODS.items())[1:]:
+        wanted = base[0].config.replace(**changes)
+        alike = [run for run in found if changed_settings(wanted, run.config).keys() <= {"seed"}]
+        groups += [(name, [run for run in alike if run.steps >= base[0].steps and run.steps in common_steps([run])])]
+    groups = [Group(name, runs, base, speed) for name, runs in groups if runs]
+    if len(groups) < 2:
+        raise UserError(f"{folder} has no complete run of a method: train one first (`commands` says how).")
+    return groups
+
+
+def commands() -> None:
+    """Print the sweep of each method."""
+    for name, changes in list(METHODS.items())[1:]:
+        seeds = "0" if name == "PPG" else "0 1 2"
+        flags = " ".join(as_flag(*item) for item in changes.items())
+        print(
+            f"python -m ppo_lib sweep --sweep methods --preset paper --precision bf16 --total-steps 1500000 "
+            f"--eval-interval 250000 --eval-episodes 512 --seed {seeds} {flags}"
+        )
+
+
+def speed() -> None:
+    """Measure PPO and the methods of which there are runs."""
+    runs = load_runs([path.parent for path in sorted(FOLDER.glob("*/config.json"))])
+    there = [name for name, changes in METHODS.items() if any(_has(run, changes) for run in runs)]
+    measure({name: preset("paper", precision="bf16", **METHODS[name]) for name in there}, FOLDER / "speed.csv")
+
+
+def _has(run: Run, changes: dict[str, object]) -> bool:
+    return all(getattr(run.config, field) == value for field, value in changes.items())
+
+
+def page(groups: list[Group]) -> str:
+    """README.md."""
+    base, rows, at_time = groups[0], [], []
+    for group in groups:
+        seeds, last = " ".join(str(run.config.seed) for run in group.runs), group.steps[-1]
+        rows.append([group.name, seeds, *(group.mean(split, last) for split in SPLITS)])
+        rows[-1] += [group.difference(split) if group is not base else None for split in SPLITS]
+        rows[-1].append(f"{group.speed[group.name]:.0f}")
+    for group in groups[1:]:
+        steps = group.equal_time
+        at_time.append([group.name, *steps, *(group.difference(split, steps) for split in SPLITS)])
+    splits = ["training levels", "unseen levels"]
+    changes = [f"difference on {split}" for split in splits]
+    done = {group.name for group in groups}
+    fewer = [f"{g.name} with seeds other than {_seeds(g)}" for g in groups[1:] if len(g.runs) < len(base.runs)]
+    results = published.table(base.runs, FOLDER.parent)
+    return PAGE.format(
+        steps=base.steps[-1], episodes=len(base.runs[0].final("unseen")),
+        same_time=SAME_TIME, sentence=sentence(groups),
+        equal_steps=markdown_table(["method", "seeds", *splits, *changes, "steps/s"], rows),
+        equal_time=markdown_table(["method", "its steps", "PPO's steps", *changes], at_time),
+        published=markdown_table(results[0], results[1:]),
+        missing="; ".join([*(name for name in METHODS if name not in done), *fewer]) or "nothing",
+    )  # fmt: skip
+
+
+def _seeds(group: Group) -> str:
+    return " and ".join(str(run.config.seed) for run in group.runs)
+
+
+def sentence(groups: list[Group]) -> str:
+    """What the differences on unseen levels support, in one sentence for each method."""
+    found = []
+    for group in groups[1:]:
+        low_high = [group.difference("unseen"), group.difference("unseen", group.equal_time)]
+        words = ["higher" if e.low > 0 else "lower" if e.high < 0 else "not distinguishable" for e in low_high]
+        links = [f"{w} than PPO's" if w != "not distinguishable" else f"{w} from PPO's" for w in words]
+        told = f"{links[0]} at equal steps ({low_high[0]})"
+        if group.equal_time[0] != group.equal_time[1]:
+            told += f" and {links[1]} at equal training time ({low_high[1]})"
+        count = f"{len(group.runs)} seed{'s' * (len(group.runs) > 1)}"
+        found.append(f"With {group.name} ({count}) the return on unseen levels is {told}.")
+    return " ".join(found)
+
+
+def draw(groups: list[Group]) -> Figure:
+    """Return on unseen levels over the training time (left); differences from PPO on unseen levels (right)."""
+    figure, (left, right) = plots.new_figure(1, 2, height=3.2)
+    figure.set_figwidth(9)
+    for index, group in enumerate(groups):
+        style = dict(label=group.name, marker="o", lw=1.3)
+        points = [(steps / group.speed[group.name] / 60, group.mean("unseen", steps)) for steps in group.steps]
+        plots.draw_estimates(left, points, plots.run_color(index), **style)
+    for place, group in enumerate(groups[1:]):
+        for when, (steps, shift) in {"equal steps": (None, -0.12), "equal time": (group.equal_time, 0.12)}.items():
+            found = group.difference("unseen", steps)
+            error = [[found.value - found.low], [found.high - found.value]]
+            style = dict(color=plots.run_color(place + 1), mfc=None if steps is None else "white")
+            right.errorbar(found.value, place + shift, xerr=error, fmt="o", ms=5, capsize=3, **style)
+            plots.note(right, when, found.high, place + shift, right=5, va="center", color=plots.GREY)
+    right.axvline(0, color=plots.GREY, lw=1, ls="--")
+    plots.label_axes(left, "training time on two CPU cores (minutes)", "return on unseen levels")
+    plots.label_axes(right, "difference of the return on unseen levels from PPO", "")
+    right.set_yticks(range(len(groups) - 1), [group.name for group in groups[1:]])
+    right.set_ylim(len(groups) - 1.5, -0.5)
+    right.margins(x=0.25)
+    plots.legend_above(figure, left.get_legend_handles_labels()[0])
+    return figure
+
+
+def main() -> None:
+    """Write the page and the figure."""
+    groups = load_groups(FOLDER)
+    (FOLDER / "methods.png").write_bytes(plots.figure_png(draw(groups), dpi=110))
+    (FOLDER / "README.md").write_text(page(groups))
+    print(f"Written: {FOLDER / 'README.md'}")
+
+
+if __name__ == "__main__":
+    {"commands": commands, "speed": speed, "page": main}[sys.argv[1]]()
