@@ -354,10 +354,15 @@ def test_a_run_that_lost_its_checkpoint_does_not_start_again(tiny, tmp_path):
 
 # --- signals ---------------------------------------------------------------------------------------------------------
 
-KINDS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
+
+@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def kind(request):
+    """A signal that stops a training, also where the tests themselves run under nohup."""
+    before = signal.signal(request.param, signal.default_int_handler)
+    yield request.param
+    signal.signal(request.param, before)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_every_stop_signal_is_a_keyboard_interrupt(kind):
     before = signal.getsignal(kind)
     with pytest.raises(KeyboardInterrupt), interruptible():
@@ -379,7 +384,6 @@ def test_an_ignored_signal_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_signals_wait_for_the_end_of_a_save(run, monkeypatch, kind):
     """Ctrl-C again while the checkpoint is being written: it is on disk all the same."""
     sync = os.fsync

@@ -225,4 +225,4 @@ def test_command_repeats_the_run(tmp_path: Path) -> None:
     assert words[3:8] == ["train", "--preset", "paper", "--run", "mine"]
     assert set(words[8:]) == {"--seed", "3", "--total-steps", "1000000", "--no-normalize-reward"}
     assert command_of(preset("quick"), "x") == "python -m ppo_lib train --preset quick --run x"
-    assert command_of(load_run(make_run(tmp_path / "r")).config, "r").endswith("--run r")
+    assert command_of(load_run(make_run(tmp_path / "r", **preset("quick").to_dict())).config, "r").endswith("--run r")

@@ -102,7 +102,7 @@ def outcome(folder: Path) -> dict[str, object]:
 def complete_run(folder: Path, **changes: object) -> SweepRun:
     """A run folder made of random numbers, with the policy that belongs to it."""
     config = preset("quick", **changes)
-    make_run(folder, updates=config.num_updates, **changes)
+    make_run(folder, updates=config.num_updates, **config.to_dict())
     policy = ActorCritic(recurrent=config.recurrent)
     save_policy(folder, policy.state_dict(), config, config.num_updates * config.batch_size)
     return SweepRun(folder, config)
@@ -206,7 +206,7 @@ def test_the_commands_of_the_readme(capsys, monkeypatch, tmp_path):
         ("--sweep s --seed 1 --jobs 0", "at least 1"),
         ("--sweep lone --seed 1", "folder of a run"),
         ("--sweep other --seed 1", r"another config \(num_levels 10 -> 50\).*another name"),
-        ("--sweep annealed --anneal-lr --seed 1", r"another config \(total_steps 163840 -> 180000\)"),
+        ("--sweep annealed --anneal-lr --seed 1", r"another config \(total_steps 163840 -> 435000\)"),
         ("--sweep long --seed 1 --total-steps 64000", "180,224 steps already, more than the 65,536"),
         ("--sweep lost --seed 1 --total-steps 1e6", "no checkpoint to resume from.*remove the folder"),
     ],
@@ -218,9 +218,10 @@ def test_mistakes_get_one_sentence_and_start_nothing(tmp_path, monkeypatch, caps
     if name == "lone":
         make_run(results / "lone")
     if name == "other":
-        make_run(results / "other/levels50-seed1", seed=1, num_levels=10)
+        make_run(results / "other/levels50-seed1", **preset("quick", seed=1, num_levels=10).to_dict())
     if name == "annealed":
-        make_run(results / "annealed/levels50-anneal_lr-seed1", seed=1, anneal_lr=True, total_steps=163_840)
+        annealed = preset("quick", seed=1, anneal_lr=True, total_steps=163_840)
+        make_run(results / "annealed/levels50-anneal_lr-seed1", **annealed.to_dict())
     if name in ("long", "lost"):
         made = complete_run(results / name / "levels50-seed1", seed=1)
         if name == "long":
