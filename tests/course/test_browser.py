@@ -1,7 +1,7 @@
-"""The course's widgets in a real browser: JupyterLab in headless Chromium, with a student's clicks and keys.
+"""The course in a real browser: JupyterLab in headless Chromium, with a student's clicks and keys.
 
-One notebook, in a copy of the project and in smoke mode, has the explorers, a video, and the cells of notebook 05 that
-its training panel needs. SHOTS=folder keeps the screenshots.
+In a copy of the project and in smoke mode, one notebook has the explorers, a video, and the cells of notebook 05 that
+its training panel needs; another one has an exercise of notebook 03. SHOTS=folder keeps the screenshots.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import nbformat
 import pytest
 from project_copy import copy_project
 
+from ppo_lib.course.exercises import find
 from ppo_lib.runs import read_metrics
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
@@ -73,32 +74,44 @@ def lab(project) -> Iterator[str]:
         yield address
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(120)
 
 
 @pytest.fixture(scope="module")
 def page(project, lab) -> Iterator[playwright.Page]:
-    """The notebook, opened and run."""
-    notebook = project / "notebooks" / "browser.ipynb"
-    cells = [nbformat.v4.new_code_cell(source) for source in sources(project)]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL}), notebook)
+    """The notebook of the widgets, opened and run."""
+    with opened(project, lab, "browser.ipynb", sources(project)) as page:
+        yield page
+        shot(page, "end.png")
+
+
+@contextmanager
+def opened(project: Path, lab: str, name: str, cells: list[str]) -> Iterator[playwright.Page]:
+    """A notebook with these cells, opened and run."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    notebook.metadata["kernelspec"] = KERNEL
+    nbformat.write(notebook, project / "notebooks" / name)
     with (
         playwright.sync_playwright() as driver,
         closing(driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)) as chromium,
     ):
         page = chromium.new_page(viewport={"width": 1100, "height": 1300})
         page.set_default_timeout(PATIENCE)
-        page.goto(f"{lab}/lab/tree/notebooks/{notebook.name}?reset")
+        page.goto(f"{lab}/lab/tree/notebooks/{name}?reset")
         page.locator(".jp-Notebook .jp-Cell").first.wait_for()
         page.locator("#jp-main-statusbar").get_by_text("Idle").wait_for()
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_text("Run All Cells", exact=True).click()
-        ran = page.locator(".jp-InputPrompt").get_by_text(f"[{len(cells)}]:", exact=True)
-        error = page.locator('[data-mime-type="application/vnd.jupyter.error"]')
-        wait(lambda: ran.count() or error.count(), PATIENCE / 1000, "the cells did not end")
-        assert not error.count(), error.first.inner_text()
+        wait_for_run(page, len(cells))
         yield page
-        shot(page, "end.png")
+
+
+def wait_for_run(page: playwright.Page, count: int) -> None:
+    """Wait until the cell with this execution count has ended, without an error in any cell."""
+    ran = page.locator(".jp-InputPrompt").get_by_text(f"[{count}]:", exact=True)
+    error = page.locator('[data-mime-type="application/vnd.jupyter.error"]')
+    wait(lambda: ran.count() or error.count(), PATIENCE / 1000, "the cells did not end")
+    assert not error.count(), error.first.inner_text()
 
 
 def sources(project: Path) -> list[str]:
@@ -193,6 +206,69 @@ def test_panel_fits_the_page_in_light_and_dark(page):
             assert back > 0.9 > 0.2 > ink if light == "true" else back < 0.2 < 0.8 < ink
             shot(page, f"panel-{name}-{'light' if light == 'true' else 'dark'}.png")
         page.evaluate("document.body.dataset.jpThemeLight = 'true'")
+
+
+# What a student may return as the TD error, and how the sentence for it begins.
+ANSWERS = {
+    "reward + gamma * following - value": "The next episode's value leaks in",
+    "reward + gamma * (~torch.cat([done[1:], done[:1] & False])) * following - value": "Your mask uses d_{t+1}",
+    "reward + gamma * (~torch.cat([done[:1] & False, done[:-1]])) * following - value": "Your mask uses d_{t-1}",
+    "reward + gamma * done * following - value": "Your mask is the wrong way round",
+    "reward + gamma * ~done * torch.cat([value[1:], 0 * last_value[None]]) - value": "The value after the last step",
+    "reward + ~done * following - value": "V_{t+1} is discounted",
+    "value - (reward + gamma * ~done * following)": "The sign",
+    "(reward + gamma * following) * ~done - value": "The mask removes the reward too",
+    "reward + gama * ~done * following - value": "NameError (name 'gama' is not defined)",
+}
+ANSWER = """def td_error(reward, value, done, last_value, gamma):
+    following = torch.cat([value[1:], last_value[None]])
+    return {}
+
+
+td_error = check("td_error", td_error)"""
+
+
+def test_an_exercise_is_failed_solved_and_kept(project, lab):
+    """A student makes each named mistake and a typing error, solves it, and finds it solved after a restart."""
+    sentences = list(ANSWERS.values())[:-1]
+    assert len(sentences) == len(find("td_error").mistakes)
+    assert all(any(told.startswith(words) for words in sentences) for told in find("td_error").mistakes)
+    [path] = (project / "notebooks").glob("03*.ipynb")
+    found = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    stub = next(source for source in found if source.startswith("def td_error("))
+    with opened(project, lab, "exercise.ipynb", [*found[:2], stub, "progress()"]) as page:
+        assert output(page, 2).startswith("Still open")
+        assert "○ TD error" in output(page, 3)
+        count = 4
+        for returned, words in ANSWERS.items():
+            count += 1
+            assert answer(page, 2, ANSWER.format(returned), count).startswith(f"Not yet: {words}")
+            shot(page, f"exercise-{count}.png")
+        right = ANSWER.format("reward + gamma * ~done * following - value")
+        assert answer(page, 2, right, count + 1).startswith("Solved: TD error. 1 of ")
+        shot(page, "exercise-solved.png")
+        answer(page, 2, stub, count + 2)
+        page.get_by_role("menuitem", name="Kernel", exact=True).click()
+        page.get_by_text("Restart Kernel and Run All Cells…", exact=True).click()
+        page.locator(".jp-Dialog .jp-mod-accept").click()
+        wait(lambda: "✓ TD error" in output(page, 3), PATIENCE / 1000, "the progress is lost")
+        assert output(page, 2).startswith("Still open")
+        shot(page, "exercise-kept.png")
+
+
+def output(page: playwright.Page, cell: int) -> str:
+    """The text of a code cell's output."""
+    return page.locator(".jp-CodeCell").nth(cell).locator(".jp-Cell-outputWrapper").inner_text().strip()
+
+
+def answer(page: playwright.Page, cell: int, source: str, count: int) -> str:
+    """Type a cell anew and run it, as the run with this execution count; its output."""
+    page.locator(".jp-CodeCell").nth(cell).locator(".cm-content").click()
+    page.keyboard.press("Control+a")
+    page.keyboard.insert_text(source)
+    page.keyboard.press("Control+Enter")
+    wait_for_run(page, count)
+    return output(page, cell)
 
 
 def luminance(color: str) -> float:
