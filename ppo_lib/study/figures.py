@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from matplotlib.lines import Line2D
@@ -51,8 +52,7 @@ def compare_learning_curves(groups: Groups, reference: Curves | None = None) -> 
 def compare_train_unseen(groups: Groups) -> Figure:
     """Mean return on training and on unseen levels, joined by a bar, one row per experiment; those that were not
     evaluated are left out."""
-    summaries = {label: summarize_experiment(group) for label, group in groups.items()}
-    summaries = {label: summary for label, summary in summaries.items() if summary.train and summary.unseen}
+    summaries = {label: s for label, g in groups.items() if (s := summarize_experiment(g)).train and s.unseen}
     figure, [axis] = plots.new_figure(1, 1, height=1.3 + 0.5 * max(1, len(summaries)))
     for place, summary in enumerate(summaries.values()):
         means = {split: getattr(summary, split).mean for split in SPLITS}
@@ -63,7 +63,7 @@ def compare_train_unseen(groups: Groups) -> Figure:
             axis.plot(mean.value, height, "o", color=color, ms=6, label=name)
     plots.draw_random(axis.axvline, [run for group in groups.values() for run in group])
     label_axes(axis, RETURN, "run")
-    axis.set_yticks(range(len(summaries)), list(summaries))
+    axis.set_yticks(range(len(summaries)), [textwrap.fill(label, 30) for label in summaries])
     axis.set(ylim=(max(1, len(summaries)) - 0.5, -0.5), xlim=(min(0, axis.get_xlim()[0]), None))
     plots.legend_above(figure, axis.get_legend_handles_labels()[0])
     return figure

@@ -78,6 +78,13 @@ def test_rows_of_evaluated_experiments(tmp_path: Path) -> None:
     assert drawn == {load_run(f).final(split).returns.mean() for f in folders[:2] for split in ("train", "unseen")}
 
 
+def test_long_names_leave_room_for_the_rows(tmp_path: Path) -> None:
+    name = "envs4-steps16-epochs1-minibatches2-no_recurrent-envpool-seed1"
+    figure = figures.compare_train_unseen(groups(make_run(tmp_path / f"{n}-{name}", num_levels=n) for n in (10, 200)))
+    figure.canvas.draw()
+    assert figure.axes[0].get_window_extent().width > figure.bbox.width / 2
+
+
 def test_unlimited_levels_stand_at_the_right(tmp_path: Path) -> None:
     folders = [make_run(tmp_path / str(n), num_levels=n) for n in (50, 200, 0)]
     axis = figures.levels_curve(folders).axes[1]
