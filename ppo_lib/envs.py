@@ -33,7 +33,7 @@ def make_env(
         seed: of the sequence of levels; default derived from config.seed and split. The same seed and actions give
             the same games, whatever num_threads.
         levels: (first seed, number) to play instead; with "unseen" they must not overlap the training levels.
-        num_threads: game threads; 0 = play in the calling thread; default one per core, at most 16 and N.
+        num_threads: game threads; 0 = play in the calling thread; default one per core, at most 16, N and --threads.
         render: draw 512x512 frames for render() at every step (slow).
 
     Raises UserError if a value is out of range, levels overlap, or Procgen is missing.

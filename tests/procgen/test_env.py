@@ -9,6 +9,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,17 @@ def test_builds_draw_only_four_games_differently_and_never_starpilots_observatio
 @pytest.mark.parametrize("num_threads", [0, 2, 7])
 def test_the_number_of_threads_changes_nothing(num_threads: int) -> None:
     assert golden.play("starpilot", num_threads)[0] == GOLDEN["courses"]["starpilot"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in Linux's /proc")
+@pytest.mark.parametrize(("limit", "count"), [("1", 1), ("2", 2), ("", 4), ("many", 4), ("99", 4)])
+def test_the_threads_flag_limits_the_games_too(monkeypatch, limit: str, count: int) -> None:
+    """--threads sets OMP_THREAD_LIMIT; the threads that Procgen starts are counted by the system."""
+    monkeypatch.setenv("OMP_THREAD_LIMIT", limit)
+    monkeypatch.setattr("ppo_lib.procgen.env.usable_cores", lambda: 4)
+    before = len(list(Path("/proc/self/task").iterdir()))
+    with closing(make(num_envs=8, seed=1)):
+        assert len(list(Path("/proc/self/task").iterdir())) - before == count
 
 
 def test_drawing_frames_changes_nothing() -> None:
