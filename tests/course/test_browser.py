@@ -78,24 +78,32 @@ def lab(project) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def page(project, lab) -> Iterator[playwright.Page]:
+def chromium() -> Iterator[playwright.Browser]:
+    """The browser; playwright can be started only once at a time."""
+    with (
+        playwright.sync_playwright() as driver,
+        closing(driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)) as chromium,
+    ):
+        yield chromium
+
+
+@pytest.fixture(scope="module")
+def page(project, lab, chromium) -> Iterator[playwright.Page]:
     """The notebook of the widgets, opened and run."""
-    with opened(project, lab, "browser.ipynb", sources(project)) as page:
+    with opened(chromium, project, lab, "browser.ipynb", sources(project)) as page:
         yield page
         shot(page, "end.png")
 
 
 @contextmanager
-def opened(project: Path, lab: str, name: str, cells: list[str]) -> Iterator[playwright.Page]:
+def opened(
+    chromium: playwright.Browser, project: Path, lab: str, name: str, cells: list[str]
+) -> Iterator[playwright.Page]:
     """A notebook with these cells, opened and run."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
     notebook.metadata["kernelspec"] = KERNEL
     nbformat.write(notebook, project / "notebooks" / name)
-    with (
-        playwright.sync_playwright() as driver,
-        closing(driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)) as chromium,
-    ):
-        page = chromium.new_page(viewport={"width": 1100, "height": 1300})
+    with closing(chromium.new_page(viewport={"width": 1100, "height": 1300})) as page:
         page.set_default_timeout(PATIENCE)
         page.goto(f"{lab}/lab/tree/notebooks/{name}?reset")
         page.locator(".jp-Notebook .jp-Cell").first.wait_for()
@@ -228,7 +236,7 @@ ANSWER = """def td_error(reward, value, done, last_value, gamma):
 td_error = check("td_error", td_error)"""
 
 
-def test_an_exercise_is_failed_solved_and_kept(project, lab):
+def test_an_exercise_is_failed_solved_and_kept(chromium, project, lab):
     """A student makes each named mistake and a typing error, solves it, and finds it solved after a restart."""
     sentences = list(ANSWERS.values())[:-1]
     assert len(sentences) == len(find("td_error").mistakes)
@@ -236,7 +244,7 @@ def test_an_exercise_is_failed_solved_and_kept(project, lab):
     [path] = (project / "notebooks").glob("03*.ipynb")
     found = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     stub = next(source for source in found if source.startswith("def td_error("))
-    with opened(project, lab, "exercise.ipynb", [*found[:2], stub, "progress()"]) as page:
+    with opened(chromium, project, lab, "exercise.ipynb", [*found[:2], stub, "progress()"]) as page:
         assert output(page, 2).startswith("Still open")
         assert "○ TD error" in output(page, 3)
         count = 4
