@@ -310,10 +310,10 @@ def test_an_evaluation_at_the_end_is_kept(tiny, trainer, tmp_path):
 def test_a_pause_is_no_training_time(tiny, trainer):
     one = trainer(tiny())
     one.pause()
-    threading.Timer(1.5, one.resume).start()
+    threading.Timer(3, one.resume).start()
     begin = time.monotonic()
     metrics = one.update()
-    assert time.monotonic() - begin > 1.5 > metrics["seconds"] + 0.5
+    assert time.monotonic() - begin - metrics["seconds"] > 1  # of three, less what it did before it saw the pause
 
 
 def test_resume_with_another_config_is_refused(tiny, trainer):
