@@ -52,12 +52,12 @@ class ProcgenVectorEnv(VectorEnv):
             self._build = procgen_build(config.build)
         except UserError:
             self._build = procgen_build()
-            warnings.warn(f"{config.build} is not installed: {self._build.package} draws differently.", stacklevel=2)
+            told = f"{config.build} is not installed: {self._build.package} plays, which draws differently."
+            warnings.warn(told, stacklevel=2)
         self.num_envs = _integer("num_envs", num_envs, 1, 2**16)
         limit = os.environ.get("OMP_THREAD_LIMIT", "")  # `--threads` sets it
-        most = min(int(limit), MAX_THREADS) if limit.isdecimal() else MAX_THREADS
-        threads = min(usable_cores(), self.num_envs, most) if threads is None else threads
-        self._threads = _integer("num_threads", threads, 0, 1024)
+        most = min(usable_cores(), self.num_envs, MAX_THREADS, int(limit) if limit.isdecimal() else MAX_THREADS)
+        self._threads = _integer("num_threads", most if threads is None else threads, 0, 1024)
         count = _integer("the number of levels", levels[1], 1, LEVEL_LIMIT)
         self._options = {
             "env_name": config.env_name,

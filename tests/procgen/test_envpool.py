@@ -208,7 +208,7 @@ def test_the_other_builds_come_first_and_a_run_stays_on_its_own(
     install(monkeypatch, lambda name: importlib.metadata.distributions(name=name) if name != "envpool" else [])
     with pytest.raises(UserError, match="games of envpool are not installed: run `pip install envpool`"):
         Trainer(tiny(build="envpool"), tmp_path / "other")
-    with pytest.warns(UserWarning, match=r"envpool is not installed: procgen.* draws differently"):
+    with pytest.warns(UserWarning, match=r"envpool is not installed: procgen.* plays, which draws differently"):
         make(build="envpool").close()  # the policy of another machine's run can be watched all the same
     trainer = Trainer(tiny(total_steps=64), tmp_path / "results" / "run", resume=True)
     trainer.config = trainer.config.replace(build="envpool")  # as a run that came from a Mac
