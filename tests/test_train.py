@@ -313,7 +313,8 @@ def test_a_pause_is_no_training_time(tiny, trainer):
     threading.Timer(3, one.resume).start()
     begin = time.monotonic()
     metrics = one.update()
-    assert time.monotonic() - begin - metrics["seconds"] > 1  # of three, less what it did before it saw the pause
+    elapsed = time.monotonic() - begin
+    assert elapsed > 3 and elapsed - metrics["seconds"] > 2  # the pause, less what was done before it was noticed
 
 
 def test_resume_with_another_config_is_refused(tiny, trainer):

@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="beginnings of file names, such as 03 (default: all)")
     parser.add_argument("--smoke", action="store_true", help="shorten every run (PPO_SMOKE=1)")
     parser.add_argument("--solved", action="store_true", help="put the solutions of all exercises in")
-    parser.add_argument("--again", action="store_true", help="run all cells again, from the last to the first")
+    parser.add_argument("--again", action="store_true", help="run each cell twice, then all from the last to the first")
     parser.add_argument("--output", type=Path, help="folder to write to (default: in place)")
     parser.add_argument("--workdir", type=Path, help="folder that the kernels start in (default: the notebook's)")
     parser.add_argument("--kernel", default="python3", help="name of the Jupyter kernel")
@@ -82,9 +82,9 @@ def solved(path: Path) -> nbformat.NotebookNode:
 
 
 def again(cells: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
-    """All code cells, then all once more from the last to the first."""
+    """Each code cell twice in a row, then all once more from the last to the first."""
     code = [cell for cell in cells if cell.cell_type == "code"]
-    copies = [copy.deepcopy(cell) for cell in code + code[::-1]]
+    copies = [copy.deepcopy(cell) for cell in [cell for one in code for cell in (one, one)] + code[::-1]]
     for number, cell in enumerate(copies):
         cell.id = f"again-{number}"
     return copies

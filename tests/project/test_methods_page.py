@@ -1,5 +1,7 @@
 """The page of methods pairs them with PPO at equal steps and at equal training time."""
 
+import ast
+import json
 import shutil
 from pathlib import Path
 
@@ -7,7 +9,11 @@ import methods
 import pytest
 from fake_runs import make_run
 
+from ppo_lib.__main__ import FIELDS, _parser, main
 from ppo_lib.config import UserError, preset
+from ppo_lib.runs import changed_settings, read_config
+
+ROOT = Path(__file__).resolve().parents[2]
 
 UPDATES = 12
 LENGTH = preset("paper").batch_size * UPDATES
@@ -30,7 +36,7 @@ def folder(tmp_path):
             config = preset("paper", seed=seed, total_steps=LENGTH, **changes)
             make_run(tmp_path / f"{name}-seed{seed}", shift, UPDATES // (1 + ("mix" in name)), **config.to_dict())
     (tmp_path / "methods" / "speed.csv").write_text(SPEED)
-    shutil.copytree(Path(__file__).parents[2] / "results" / "reference", tmp_path / "reference")
+    shutil.copytree(ROOT / "results" / "reference", tmp_path / "reference")
     return tmp_path / "methods"
 
 
@@ -72,11 +78,39 @@ def test_without_runs_it_says_how_to_train_one(folder):
         methods.load_groups(folder)
 
 
-def test_the_commands_are_sweeps_that_the_command_line_accepts(capsys):
-    from ppo_lib.__main__ import main
-
+def test_the_commands_are_sweeps_of_what_the_page_compares(capsys, monkeypatch, tmp_path):
+    """The command line accepts them, and their runs have the settings by which the page finds a method's runs."""
+    monkeypatch.chdir(tmp_path)
+    base = read_config(ROOT / "results" / "levels" / "levels200-seed0")
     methods.commands()
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(methods.METHODS) - 1
-    for line in lines:
-        main([*line.split()[3:], "--dry-run"])
+    for line, changes in zip(lines, list(methods.METHODS.values())[1:], strict=True):
+        words = line.split()[3:]
+        assert main([*words, "--dry-run"]) == 0
+        options = vars(_parser().parse_args(words))
+        wanted = {name: options[name][0] for name in FIELDS if name in options}
+        config = preset("paper", **wanted, build=base.build)  # training writes the build that it finds
+        assert not changed_settings(base.replace(**changes), config).keys() - {"seed"}
+        assert (config.total_steps, config.eval_episodes) == (base.total_steps, base.eval_episodes)
+
+
+def test_speeds_are_measured_for_what_has_runs(folder, monkeypatch):
+    """Of PPO and of each method that has begun, with its settings."""
+    measured = {}
+    monkeypatch.setattr(methods, "FOLDER", folder)
+    monkeypatch.setattr(methods, "measure", lambda configs, file: measured.update({file: configs}))
+    methods.speed()
+    assert list(measured) == [folder / "speed.csv"]
+    wanted = {name: methods.METHODS[name] for name in ("PPO", "average pooling", "DrAC", "mixreg")}
+    assert measured[folder / "speed.csv"] == {
+        name: preset("paper", precision="bf16", **changes) for name, changes in wanted.items()
+    }
+
+
+def test_notebook_07_compares_the_same_methods():
+    """It defines them itself, to show them."""
+    notebook = json.loads((ROOT / "notebooks" / "07_stronger_generalizers.ipynb").read_text())
+    [source] = [text for cell in notebook["cells"] if (text := "".join(cell["source"])).startswith("METHODS = {")]
+    shown = ast.literal_eval(ast.parse(source).body[0].value)
+    assert shown == {name: changes for name, changes in methods.METHODS.items() if changes}

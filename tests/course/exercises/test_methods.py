@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from exercise_answers import each_gets_its_sentence
 
 from ppo_lib.config import preset
 from ppo_lib.course import toy
@@ -132,12 +133,7 @@ ANSWERS = [
 @pytest.mark.parametrize("name", ["average_pooling", "mix_batch", "MirrorPPO"])
 def test_each_answer_gets_its_sentence(name):
     """Right answers are solved, wrong ones named, and every sentence of the package is shown."""
-    exercise, said = find(name), set()
-    for answer, words in [(answer, words) for of, answer, words in ANSWERS if of == name]:
-        status, sentence = examine(exercise, answer)
-        assert (status, words in sentence) == ("wrong" if words else "solved", True), sentence
-        said.add(sentence)
-    assert said == {"", *exercise.mistakes}
+    each_gets_its_sentence(name, [(answer, words) for of, answer, words in ANSWERS if of == name])
 
 
 def test_an_unknown_mistake_is_told_by_what_differs():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from exercise_answers import each_gets_its_sentence
 
 from ppo_lib.course.exercises import examine, find
 from ppo_lib.course.exercises.training import CAUSES, SICK, envs_within
@@ -81,12 +82,7 @@ ANSWERS = [
 
 def test_each_budget_gets_its_sentence():
     """The right answer is solved, wrong ones are named, and every sentence of the package is shown."""
-    exercise, said = find("envs_within"), set()
-    for answer, words in ANSWERS:
-        status, sentence = examine(exercise, answer)
-        assert (status, words in sentence) == ("wrong" if words else "solved", True), sentence
-        said.add(sentence)
-    assert said == {"", *exercise.mistakes}
+    each_gets_its_sentence("envs_within", ANSWERS)
 
 
 def test_the_budget_counts_what_the_storage_keeps(tiny):
