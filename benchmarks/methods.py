@@ -11,16 +11,18 @@ is measured alone, since runs may share the machine: their own clocks don't coun
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from paired import draw_difference
 from quick_search import measure, speeds
 
 from ppo_lib import plots
 from ppo_lib.config import UserError, as_flag, preset
 from ppo_lib.runs import SPLITS, Run, changed_settings, common_steps, load_runs
-from ppo_lib.stats import estimate
+from ppo_lib.stats import Estimate, estimate
 from ppo_lib.study import published
 from ppo_lib.study.groups import paired_difference
 from ppo_lib.study.table import markdown_table
@@ -94,33 +96,48 @@ class Group:
             raise UserError(f"No evaluation of {self.name} came as late as one of PPO, at {1 / cost:.2f} of its speed.")
         return max(near, key=lambda pair: (pair[0], -abs(pair[0] * cost / pair[1] - 1)))
 
-    def difference(self, split: str, steps: tuple[int, int] | None = None) -> object:
+    def difference(self, split: str, steps: Sequence[int] = ()) -> Estimate:
         """Mean return minus PPO's, see groups.paired_difference."""
         return paired_difference(self.runs, self.base, split, steps)
 
-    def mean(self, split: str, steps: int) -> object:
+    def mean(self, split: str, steps: int) -> Estimate:
         """Mean return at a number of steps, with its interval."""
         return estimate([run.evaluation.select(split, steps).returns for run in self.runs])
 
 
 def load_groups(folder: Path) -> list[Group]:
     """PPO, then each method that has a complete run of a seed of PPO's. Raises UserError without any."""
-    found = load_runs([path.parent for path in sorted(folder.glob("*/evaluation.csv"))])
-    base = load_runs([path.parent for path in sorted((folder.parent / "levels").glob(f"{BASE}/evaluation.csv"))])
-    speed, groups = speeds(folder / "speed.csv"), [("PPO", base)]
-    for name, changes in list(METHODS.items())[1:]:
-        wanted = base[0].config.replace(**changes)
-        alike = [run for run in found if changed_settings(wanted, run.config).keys() <= {"seed"}]
-        groups += [(name, [run for run in alike if run.steps >= base[0].steps and run.steps in common_steps([run])])]
-    groups = [Group(name, runs, base, speed) for name, runs in groups if runs]
+    base, begun, speed = ppo_runs(folder), methods_runs(folder), speeds(folder / "speed.csv")
+    groups = [Group("PPO", base, base, speed)]
+    for name, runs in begun.items():
+        complete = [run for run in runs if run.steps >= base[0].steps and run.steps in common_steps([run])]
+        groups += [Group(name, complete, base, speed)] if complete else []
     if len(groups) < 2:
         raise UserError(f"{folder} has no complete run of a method: train one first (`commands` says how).")
     return groups
 
 
+def ppo_runs(folder: Path) -> list[Run]:
+    """PPO's runs, which lie beside the folder."""
+    return load_runs([path.parent for path in sorted((folder.parent / "levels").glob(f"{BASE}/evaluation.csv"))])
+
+
+def methods_runs(folder: Path) -> dict[str, list[Run]]:
+    """Method -> its runs, complete or not: they differ from PPO's in its settings and the seed alone."""
+    config = ppo_runs(folder)[0].config
+    found = load_runs([path.parent for path in sorted(folder.glob("*/config.json"))])
+    wanted = {name: config.replace(**changes) for name, changes in METHODS.items() if changes}
+    return {
+        name: [run for run in found if changed_settings(theirs, run.config).keys() <= {"seed"}]
+        for name, theirs in wanted.items()
+    }
+
+
 def commands() -> None:
     """Print the sweep of each method."""
-    for name, changes in list(METHODS.items())[1:]:
+    for name, changes in METHODS.items():
+        if not changes:
+            continue
         seeds = "0" if name == "PPG" else "0 1 2"
         flags = " ".join(as_flag(*item) for item in changes.items())
         print(
@@ -131,13 +148,8 @@ def commands() -> None:
 
 def speed() -> None:
     """Measure PPO and the methods of which there are runs."""
-    runs = load_runs([path.parent for path in sorted(FOLDER.glob("*/config.json"))])
-    there = [name for name, changes in METHODS.items() if any(_has(run, changes) for run in runs)]
+    there = ["PPO", *(name for name, runs in methods_runs(FOLDER).items() if runs)]
     measure({name: preset("paper", precision="bf16", **METHODS[name]) for name in there}, FOLDER / "speed.csv")
-
-
-def _has(run: Run, changes: dict[str, object]) -> bool:
-    return all(getattr(run.config, field) == value for field, value in changes.items())
 
 
 def page(groups: list[Group]) -> str:
@@ -174,15 +186,17 @@ def sentence(groups: list[Group]) -> str:
     """What the differences on unseen levels support, in one sentence for each method."""
     found = []
     for group in groups[1:]:
-        low_high = [group.difference("unseen"), group.difference("unseen", group.equal_time)]
-        words = ["higher" if e.low > 0 else "lower" if e.high < 0 else "not distinguishable" for e in low_high]
-        links = [f"{w} than PPO's" if w != "not distinguishable" else f"{w} from PPO's" for w in words]
-        told = f"{links[0]} at equal steps ({low_high[0]})"
-        if group.equal_time[0] != group.equal_time[1]:
-            told += f" and {links[1]} at equal training time ({low_high[1]})"
+        told = _verdict(group.difference("unseen"), "steps")
+        if len(set(group.equal_time)) > 1:
+            told += f" and {_verdict(group.difference('unseen', group.equal_time), 'training time')}"
         count = f"{len(group.runs)} seed{'s' * (len(group.runs) > 1)}"
         found.append(f"With {group.name} ({count}) the return on unseen levels is {told}.")
     return " ".join(found)
+
+
+def _verdict(difference: Estimate, what: str) -> str:
+    side = "higher than" if difference.low > 0 else "lower than" if difference.high < 0 else "not distinguishable from"
+    return f"{side} PPO's at equal {what} ({difference})"
 
 
 def draw(groups: list[Group]) -> Figure:
@@ -194,11 +208,9 @@ def draw(groups: list[Group]) -> Figure:
         points = [(steps / group.speed[group.name] / 60, group.mean("unseen", steps)) for steps in group.steps]
         plots.draw_estimates(left, points, plots.run_color(index), **style)
     for place, group in enumerate(groups[1:]):
-        for when, (steps, shift) in {"equal steps": (None, -0.12), "equal time": (group.equal_time, 0.12)}.items():
-            found = group.difference("unseen", steps)
-            error = [[found.value - found.low], [found.high - found.value]]
-            style = dict(color=plots.run_color(place + 1), mfc=None if steps is None else "white")
-            right.errorbar(found.value, place + shift, xerr=error, fmt="o", ms=5, capsize=3, **style)
+        for when, (steps, shift) in {"equal steps": ((), -0.12), "equal time": (group.equal_time, 0.12)}.items():
+            found, style = group.difference("unseen", steps), dict(mfc="white") if steps else {}
+            draw_difference(right, found, place + shift, color=plots.run_color(place + 1), ms=5, **style)
             plots.note(right, when, found.high, place + shift, right=5, va="center", color=plots.GREY)
     right.axvline(0, color=plots.GREY, lw=1, ls="--")
     plots.label_axes(left, "training time on two CPU cores (minutes)", "return on unseen levels")

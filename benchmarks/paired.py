@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ppo_lib import plots
 from ppo_lib.config import UserError, as_flag
 from ppo_lib.runs import SPLITS, Run, changed_settings, common_steps, load_runs
+from ppo_lib.stats import Estimate
 from ppo_lib.study.groups import common_metric, experiments, paired_difference, paired_returns, summarize_experiment
 from ppo_lib.study.report import time_to
 from ppo_lib.study.table import markdown_table
@@ -137,9 +139,8 @@ def draw(groups: Sequence[Group]) -> Figure:
     for place, group in enumerate(groups[1:]):
         for split, shift in zip(SPLITS, (-0.12, 0.12), strict=True):
             found = paired_difference(group.runs, group.against.runs, split)
-            error = [[found.value - found.low], [found.high - found.value]]
             style = dict(color=plots.SPLIT_COLOR[split], label=None if place else plots.SPLIT_NAME[split])
-            right.errorbar(found.value, place + shift, xerr=error, fmt="o", ms=4, capsize=3, **style)
+            draw_difference(right, found, place + shift, ms=4, **style)
     right.axvline(0, color=plots.GREY, lw=1, ls="--")
     plots.label_axes(left, plots.STEPS, plots.RETURN)
     plots.label_axes(right, "difference of the return", "")
@@ -148,6 +149,12 @@ def draw(groups: Sequence[Group]) -> Figure:
     right.set_ylim(len(names) - 0.5, -0.5)
     plots.legend_above(figure, [*left.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]])
     return figure
+
+
+def draw_difference(axis: Axes, found: Estimate, height: float, **style: object) -> None:
+    """A difference and its interval as a horizontal line. style: see Axes.errorbar."""
+    error = [[found.value - found.low], [found.high - found.value]]
+    axis.errorbar(found.value, height, xerr=error, fmt="o", capsize=3, **style)
 
 
 if __name__ == "__main__":
