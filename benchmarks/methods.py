@@ -19,10 +19,12 @@ from matplotlib.figure import Figure
 from paired import draw_difference
 from quick_search import measure, speeds
 
-from ppo_lib import plots
+from ppo_lib import plots, stats
+from ppo_lib.accel.hardware import configure
 from ppo_lib.config import UserError, as_flag, preset
-from ppo_lib.runs import SPLITS, Run, changed_settings, common_steps, load_runs
-from ppo_lib.stats import Estimate, estimate
+from ppo_lib.plots import SPLIT_NAME
+from ppo_lib.runs import SPLITS, Run, changed_settings, common_steps, load_runs, read_rows
+from ppo_lib.stats import Array, Estimate
 from ppo_lib.study import published
 from ppo_lib.study.groups import paired_difference
 from ppo_lib.study.table import markdown_table
@@ -40,10 +42,9 @@ SAME_TIME = 0.06  # evaluations count as equally late if their training times di
 
 PAGE = """# Methods that should generalise better
 
-`paper` on 200 levels, {steps:,} steps, the same seeds as plain PPO's runs in [levels](../levels/README.md). {episodes}
-complete episodes per run and split; raw scores with 95% bootstrap intervals over seeds (in pairs) and episodes (in
-pairs where both runs played the same levels). With so few seeds an interval is too narrow: it says little about
-another seed.
+`paper` on 200 levels, the same seeds as plain PPO's runs in [levels](../levels/README.md). {episodes} complete episodes
+per run and split; raw scores with 95% bootstrap intervals over seeds (in pairs) and episodes (in pairs where both runs
+played the same levels). With so few seeds an interval is too narrow: it says little about another seed.{precision}
 
 {sentence}
 
@@ -52,7 +53,8 @@ another seed.
 ## At equal steps
 {equal_steps}
 
-The differences are from PPO with the same seeds. Steps/s: measured alone and in turns ([speed.csv](speed.csv)).
+The last evaluation that a method's runs share with PPO's of the same seeds. Steps/s: measured alone and in turns, all
+in {timed} ([speed.csv](speed.csv)).
 
 ## At equal training time
 {equal_time}
@@ -74,7 +76,7 @@ Made by `python benchmarks/methods.py page` from the CSV files in this folder an
 
 @dataclass(frozen=True)
 class Group:
-    """The complete runs of a method, and PPO's."""
+    """The runs of a method that were evaluated, and PPO's with the same seeds."""
 
     name: str
     runs: list[Run]
@@ -83,37 +85,37 @@ class Group:
 
     @property
     def steps(self) -> list[int]:
-        """The steps at which all were evaluated, ascending."""
-        return common_steps(self.runs)
+        """The steps at which all of these runs were evaluated, ascending."""
+        return common_steps([*self.runs, *self.base])
 
     @property
-    def equal_time(self) -> tuple[int, int]:
-        """The steps of the method and of PPO at the last evaluations that came equally late. UserError without any."""
+    def equal_time(self) -> tuple[int, int] | None:
+        """The steps of the method and of PPO at the last evaluations that came equally late, if there are any."""
         cost = self.speed["PPO"] / self.speed[self.name]
         pairs = [(ours, theirs) for ours in self.steps for theirs in common_steps(self.base)]
         near = [pair for pair in pairs if abs(pair[0] * cost / pair[1] - 1) < SAME_TIME]
-        if not near:
-            raise UserError(f"No evaluation of {self.name} came as late as one of PPO, at {1 / cost:.2f} of its speed.")
-        return max(near, key=lambda pair: (pair[0], -abs(pair[0] * cost / pair[1] - 1)))
+        return max(near, key=lambda pair: (pair[0], -abs(pair[0] * cost / pair[1] - 1)), default=None)
 
     def difference(self, split: str, steps: Sequence[int] = ()) -> Estimate:
         """Mean return minus PPO's, see groups.paired_difference."""
         return paired_difference(self.runs, self.base, split, steps)
 
-    def mean(self, split: str, steps: int) -> Estimate:
-        """Mean return at a number of steps, with its interval."""
-        return estimate([run.evaluation.select(split, steps).returns for run in self.runs])
+
+def returns_at(runs: Sequence[Run], split: str, steps: int) -> list[Array]:
+    """The returns on a split after a number of steps, an array for each run."""
+    return [run.evaluation.select(split, steps).returns for run in runs]
 
 
 def load_groups(folder: Path) -> list[Group]:
-    """PPO, then each method that has a complete run of a seed of PPO's. Raises UserError without any."""
-    base, begun, speed = ppo_runs(folder), methods_runs(folder), speeds(folder / "speed.csv")
+    """PPO, then each method of which a run was evaluated. Raises UserError without any."""
+    base, speed = ppo_runs(folder), speeds(folder / "speed.csv")
     groups = [Group("PPO", base, base, speed)]
-    for name, runs in begun.items():
-        complete = [run for run in runs if run.steps >= base[0].steps and run.steps in common_steps([run])]
-        groups += [Group(name, complete, base, speed)] if complete else []
+    for name, runs in methods_runs(folder).items():
+        evaluated = [run for run in runs if len(run.evaluation)]
+        same = [run for run in base if run.config.seed in {run.config.seed for run in evaluated}]
+        groups += [Group(name, evaluated, same, speed)] if evaluated else []
     if len(groups) < 2:
-        raise UserError(f"{folder} has no complete run of a method: train one first (`commands` says how).")
+        raise UserError(f"{folder} has no evaluated run of a method: train one first (`commands` says how).")
     return groups
 
 
@@ -123,12 +125,12 @@ def ppo_runs(folder: Path) -> list[Run]:
 
 
 def methods_runs(folder: Path) -> dict[str, list[Run]]:
-    """Method -> its runs, complete or not: they differ from PPO's in its settings and the seed alone."""
+    """Method -> its runs, complete or not: they differ from PPO's in its settings, seed and precision alone."""
     config = ppo_runs(folder)[0].config
     found = load_runs([path.parent for path in sorted(folder.glob("*/config.json"))])
     wanted = {name: config.replace(**changes) for name, changes in METHODS.items() if changes}
     return {
-        name: [run for run in found if changed_settings(theirs, run.config).keys() <= {"seed"}]
+        name: [run for run in found if changed_settings(theirs, run.config).keys() <= {"seed", "precision"}]
         for name, theirs in wanted.items()
     }
 
@@ -147,35 +149,48 @@ def commands() -> None:
 
 
 def speed() -> None:
-    """Measure PPO and the methods of which there are runs."""
+    """Measure PPO and the methods of which there are runs, all in the precision that is the faster one here."""
     there = ["PPO", *(name for name, runs in methods_runs(FOLDER).items() if runs)]
-    measure({name: preset("paper", precision="bf16", **METHODS[name]) for name in there}, FOLDER / "speed.csv")
+    precision = configure(preset("paper")).precision
+    measure({name: preset("paper", precision=precision, **METHODS[name]) for name in there}, FOLDER / "speed.csv")
 
 
 def page(groups: list[Group]) -> str:
     """README.md."""
-    base, rows, at_time = groups[0], [], []
+    base, done, rows, at_time = groups[0], {group.name for group in groups}, [], []
     for group in groups:
-        seeds, last = " ".join(str(run.config.seed) for run in group.runs), group.steps[-1]
-        rows.append([group.name, seeds, *(group.mean(split, last) for split in SPLITS)])
-        rows[-1] += [group.difference(split) if group is not base else None for split in SPLITS]
-        rows[-1].append(f"{group.speed[group.name]:.0f}")
+        last = group.steps[-1]
+        means = [stats.estimate(returns_at(runs, "unseen", last)) for runs in (group.runs, group.base)]
+        compared = [*means, *map(group.difference, SPLITS)] if group is not base else [means[0], None, None, None]
+        rows.append([group.name, _seeds(group), last, *compared, f"{group.speed[group.name]:.0f}"])
     for group in groups[1:]:
         steps = group.equal_time
-        at_time.append([group.name, *steps, *(group.difference(split, steps) for split in SPLITS)])
-    splits = ["training levels", "unseen levels"]
-    changes = [f"difference on {split}" for split in splits]
-    done = {group.name for group in groups}
+        differences = [steps and group.difference(split, steps) for split in SPLITS]
+        at_time.append([group.name, *(steps or (None, None)), *differences])
+    changes = [f"difference on {SPLIT_NAME[split]}" for split in SPLITS]
+    wanted = base.steps[-1]
     fewer = [f"{g.name} with seeds other than {_seeds(g)}" for g in groups[1:] if len(g.runs) < len(base.runs)]
+    fewer += [f"{g.name} beyond {g.steps[-1]:,} of {wanted:,} steps" for g in groups[1:] if g.steps[-1] < wanted]
     results = published.table(base.runs, FOLDER.parent)
     return PAGE.format(
-        steps=base.steps[-1], episodes=len(base.runs[0].final("unseen")),
-        same_time=SAME_TIME, sentence=sentence(groups),
-        equal_steps=markdown_table(["method", "seeds", *splits, *changes, "steps/s"], rows),
+        episodes=len(base.runs[0].final("unseen")), same_time=SAME_TIME, sentence=sentence(groups),
+        precision=_precision(groups), timed=read_rows(FOLDER / "speed.csv", ("precision",))[0]["precision"],
+        equal_steps=markdown_table(
+            ["method", "seeds", "steps", "unseen levels", "PPO, same seeds", *changes, "steps/s"], rows
+        ),
         equal_time=markdown_table(["method", "its steps", "PPO's steps", *changes], at_time),
         published=markdown_table(results[0], results[1:]),
         missing="; ".join([*(name for name in METHODS if name not in done), *fewer]) or "nothing",
     )  # fmt: skip
+
+
+def _precision(groups: list[Group]) -> str:
+    """What to say if not all runs were computed in the same precision."""
+    used = {group.name: " and ".join(sorted({run.config.precision for run in group.runs})) for group in groups}
+    if len({*used.values()}) == 1:
+        return ""
+    told = ", ".join(f"{name} in {precision}" for name, precision in used.items())
+    return f"\nComputed in different precisions: {told}; [defaults](../defaults/README.md) compares PPO in both."
 
 
 def _seeds(group: Group) -> str:
@@ -187,9 +202,9 @@ def sentence(groups: list[Group]) -> str:
     found = []
     for group in groups[1:]:
         told = _verdict(group.difference("unseen"), "steps")
-        if len(set(group.equal_time)) > 1:
+        if group.equal_time and len({*group.equal_time}) > 1:
             told += f" and {_verdict(group.difference('unseen', group.equal_time), 'training time')}"
-        count = f"{len(group.runs)} seed{'s' * (len(group.runs) > 1)}"
+        count = f"{len(group.runs)} seed{'s' * (len(group.runs) > 1)}, {group.steps[-1]:,} steps"
         found.append(f"With {group.name} ({count}) the return on unseen levels is {told}.")
     return " ".join(found)
 
@@ -205,10 +220,15 @@ def draw(groups: list[Group]) -> Figure:
     figure.set_figwidth(9)
     for index, group in enumerate(groups):
         style = dict(label=group.name, marker="o", lw=1.3)
-        points = [(steps / group.speed[group.name] / 60, group.mean("unseen", steps)) for steps in group.steps]
+        points = [
+            (steps / group.speed[group.name] / 60, stats.estimate(returns_at(group.runs, "unseen", steps)))
+            for steps in group.steps
+        ]
         plots.draw_estimates(left, points, plots.run_color(index), **style)
     for place, group in enumerate(groups[1:]):
         for when, (steps, shift) in {"equal steps": ((), -0.12), "equal time": (group.equal_time, 0.12)}.items():
+            if steps is None:
+                continue
             found, style = group.difference("unseen", steps), dict(mfc="white") if steps else {}
             draw_difference(right, found, place + shift, color=plots.run_color(place + 1), ms=5, **style)
             plots.note(right, when, found.high, place + shift, right=5, va="center", color=plots.GREY)

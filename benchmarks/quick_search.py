@@ -53,6 +53,7 @@ STAGES = {  # name -> seconds of training, seeds, candidates, steps between eval
     "full": (FULL, [1, 2], [GLOROT], 100_000, 256),
 }
 SAME_SPEED = ("encoder_init",)  # settings that change no speed
+HEADER = ("candidate", "round", "steps_per_second", "precision")
 ROUNDS, STEPS = 3, 8192  # of the speed measurement: rounds in turns, at least so many steps each
 
 PAGE = """# The search for the settings of `quick`
@@ -95,7 +96,7 @@ def speed() -> None:
 
 
 def measure(configs: dict[str, PPOConfig], file: Path) -> None:
-    """Train each for a few updates, in turns, and write a CSV: candidate, round, steps_per_second.
+    """Train each for a few updates, in turns, and write a CSV: candidate, round, steps_per_second, precision.
 
     Evaluations are left out. What happens only after several updates, PPG's auxiliary phase, takes place once a round.
     """
@@ -111,11 +112,12 @@ def measure(configs: dict[str, PPOConfig], file: Path) -> None:
                 start = time.perf_counter()
                 for _ in range(updates):
                     trainer.update()
-                rows.append([name, turn, round(updates * config.batch_size / (time.perf_counter() - start), 1)])
+                speed = round(updates * config.batch_size / (time.perf_counter() - start), 1)
+                rows.append([name, turn, speed, trainer.config.precision])
             print(*rows[-1], flush=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", newline="") as opened:
-        csv.writer(opened, lineterminator="\n").writerows([["candidate", "round", "steps_per_second"], *rows])
+        csv.writer(opened, lineterminator="\n").writerows([HEADER, *rows])
 
 
 def speeds(file: Path = FOLDER / "speed.csv") -> dict[str, float]:

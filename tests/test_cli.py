@@ -41,7 +41,10 @@ def start(folder, *arguments, **options):
 
 
 def finish(process):
-    process.out, process.err = process.communicate(timeout=300)
+    try:
+        process.out, process.err = process.communicate(timeout=120)
+    finally:
+        process.kill()
     return process
 
 

@@ -4,6 +4,7 @@ import ast
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import methods
 import pytest
@@ -17,12 +18,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 UPDATES = 12
 LENGTH = preset("paper").batch_size * UPDATES
-SPEED = """candidate,round,steps_per_second
-PPO,0,800
-PPO,1,700
-PPO,2,810
-average pooling,0,800
-DrAC,0,400
+SPEED = """candidate,round,steps_per_second,precision
+PPO,0,800,bf16
+PPO,1,700,bf16
+PPO,2,810,bf16
+average pooling,0,800,bf16
+DrAC,0,400,bf16
+mixreg,0,750,bf16
 """
 
 
@@ -40,24 +42,26 @@ def folder(tmp_path):
     return tmp_path / "methods"
 
 
-def test_complete_runs_are_paired_with_ppo(folder):
-    base, pool, drac = methods.load_groups(folder)
-    assert [g.name for g in (base, pool, drac)] == ["PPO", "average pooling", "DrAC"]
-    assert [run.config.seed for run in pool.runs] == [0, 1]
+def test_runs_are_paired_with_ppo_at_the_last_steps_that_they_share(folder):
+    base, pool, drac, mix = methods.load_groups(folder)
+    assert [g.name for g in (base, pool, drac, mix)] == ["PPO", "average pooling", "DrAC", "mixreg"]
+    assert [run.config.seed for run in pool.runs] == [run.config.seed for run in pool.base] == [0, 1]
+    assert (pool.steps[-1], mix.steps[-1]) == (LENGTH, LENGTH // 2)
+    half = [run.evaluation.select("unseen", LENGTH // 2).returns.mean() for run in (mix.runs[0], base.runs[0])]
+    assert mix.difference("unseen").value == pytest.approx(half[0] - half[1])
     means = [[run.final("unseen").returns.mean() for run in runs] for runs in (pool.runs, base.runs[:2])]
     assert pool.difference("unseen").value == pytest.approx(sum(means[0]) / 2 - sum(means[1]) / 2)
 
 
 def test_equal_time_pairs_the_last_evaluations_that_came_equally_late(folder):
-    base, pool, drac = methods.load_groups(folder)
+    _, pool, drac, _ = methods.load_groups(folder)
     assert pool.equal_time == (LENGTH, LENGTH)
     assert drac.equal_time == (LENGTH // 2, LENGTH)  # at half the speed
-    ours, theirs = drac.runs[0].evaluation, base.runs[0].evaluation
+    ours, theirs = drac.runs[0].evaluation, drac.base[0].evaluation
     expected = ours.select("train", LENGTH // 2).returns.mean() - theirs.select("train", LENGTH).returns.mean()
     assert drac.difference("train", drac.equal_time).value == pytest.approx(expected)
     (folder / "speed.csv").write_text(SPEED.replace("DrAC,0,400", "DrAC,0,600"))
-    with pytest.raises(UserError, match="No evaluation of DrAC came as late as one of PPO"):
-        _ = methods.load_groups(folder)[2].equal_time
+    assert methods.load_groups(folder)[2].equal_time is None
 
 
 def test_the_page_says_what_is_there_and_what_is_missing(folder, monkeypatch):
@@ -65,16 +69,29 @@ def test_the_page_says_what_is_there_and_what_is_missing(folder, monkeypatch):
     methods.main()
     page = (folder / "README.md").read_text()
     assert (folder / "methods.png").read_bytes()[:4] == b"\x89PNG"
-    _, pool, drac = methods.load_groups(folder)
-    assert "With average pooling (2 seeds) the return on unseen levels is higher than PPO's at equal steps" in page
+    _, pool, drac, _ = methods.load_groups(folder)
+    assert f"With average pooling (2 seeds, {LENGTH:,} steps) the return on unseen levels is higher than PPO's" in page
     assert str(pool.difference("unseen")) in page and str(drac.difference("unseen", drac.equal_time)) in page
-    assert "Not trained yet: mixreg; weight decay; PPG; average pooling with seeds other than 0 and 1;" in page
+    assert "Not trained yet: weight decay; PPG; average pooling with seeds other than 0 and 1;" in page
+    assert f"mixreg beyond {LENGTH // 2:,} of {LENGTH:,} steps" in page and "different precisions" not in page
+
+
+def test_runs_of_another_precision_count_and_the_page_says_so(folder, monkeypatch):
+    """The speeds are all in the precision of speed.csv."""
+    for file in folder.glob("pool*/config.json"):
+        file.write_text(file.read_text().replace('"precision": "auto"', '"precision": "float32"'))
+    (folder / "speed.csv").write_text(SPEED.replace("bf16", "float32"))
+    monkeypatch.setattr(methods, "FOLDER", folder)
+    methods.main()
+    page = (folder / "README.md").read_text()
+    assert "different precisions: PPO in auto, average pooling in float32, DrAC in auto" in page
+    assert "in turns, all\nin float32" in page
 
 
 def test_without_runs_it_says_how_to_train_one(folder):
     for config in folder.glob("*/config.json"):
         config.write_text(preset("paper", num_levels=7).to_json())
-    with pytest.raises(UserError, match="no complete run of a method"):
+    with pytest.raises(UserError, match="no evaluated run of a method"):
         methods.load_groups(folder)
 
 
@@ -96,15 +113,16 @@ def test_the_commands_are_sweeps_of_what_the_page_compares(capsys, monkeypatch, 
 
 
 def test_speeds_are_measured_for_what_has_runs(folder, monkeypatch):
-    """Of PPO and of each method that has begun, with its settings."""
+    """Of PPO and of each method that has begun, with its settings, in the precision that this machine prefers."""
     measured = {}
     monkeypatch.setattr(methods, "FOLDER", folder)
     monkeypatch.setattr(methods, "measure", lambda configs, file: measured.update({file: configs}))
+    monkeypatch.setattr(methods, "configure", lambda config: SimpleNamespace(precision="fp16"))
     methods.speed()
     assert list(measured) == [folder / "speed.csv"]
     wanted = {name: methods.METHODS[name] for name in ("PPO", "average pooling", "DrAC", "mixreg")}
     assert measured[folder / "speed.csv"] == {
-        name: preset("paper", precision="bf16", **changes) for name, changes in wanted.items()
+        name: preset("paper", precision="fp16", **changes) for name, changes in wanted.items()
     }
 
 
