@@ -8,6 +8,8 @@ SWITCH := $(if $(filter command environment,$(firstword $(origin PYTHON))),--swi
 VENV ?= .venv
 PY := "$(VENV)/bin/python"
 TEST_LIMIT ?= 60m
+# pytest's options that share the tests out to up to four cores; with ARGS="-n 0 ..." they run in one process.
+SHARED_OUT := -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 # Many containers forbid Python to keep compiled files; torch would then be compiled at each start, which takes seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -29,7 +31,7 @@ train: setup  ## train the quick preset, evaluate it, write its report and video
 test: setup  ## check the style and run all tests (ARGS="-k storage ...")
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	timeout --foreground $(TEST_LIMIT) $(PY) -m pytest -q $(ARGS)
+	timeout --foreground $(TEST_LIMIT) $(PY) -m pytest -q $(SHARED_OUT) $(ARGS)
 
 lab: setup  ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/

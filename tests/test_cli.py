@@ -35,6 +35,9 @@ TINY = shlex.split(
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
 
 
+pytestmark = pytest.mark.xdist_group("cli")  # they share a trained run
+
+
 def start(folder, *arguments, **options):
     options = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder, env=ENVIRONMENT, text=True) | options
     return subprocess.Popen([sys.executable, "-m", "ppo_lib", *map(str, arguments)], **options)

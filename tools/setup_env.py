@@ -32,10 +32,15 @@ except ImportError:  # Windows
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ("torch", "numpy", "ipywidgets")
 STAMP = "ppo_lib_setup.json"
+SHARED_OUT = ["-n", "logical", "--maxprocesses", "4", "--dist", "loadgroup", "--no-loadscope-reorder"]
 COMMANDS = {  # what follows `python`, as in the Makefile
     "setup": [],
     "train": [["-m", "ppo_lib", "train", "--preset", "quick", "--finish"]],
-    "test": [["-m", "ruff", "check", "."], ["-m", "ruff", "format", "--check", "."], ["-m", "pytest", "-q"]],
+    "test": [
+        ["-m", "ruff", "check", "."],
+        ["-m", "ruff", "format", "--check", "."],
+        ["-m", "pytest", "-q", *SHARED_OUT],
+    ],
     "lab": [["-m", "jupyterlab", "notebooks/"]],
 }
 ASK_VERSIONS = """import importlib.metadata, json, platform

@@ -139,6 +139,9 @@ def main(folder):
     torch.save(found, folder / f"{rank()}.pt")
 
 
+pytestmark = pytest.mark.xdist_group("distributed")  # they share what two ranks found
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """(the folder of the runs, what the two ranks found)."""

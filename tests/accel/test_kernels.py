@@ -124,6 +124,9 @@ def test_rounding_is_no_worse_than_torchs(shape, dtype):
         assert our <= 1.5 * its + 4 * torch.finfo(torch.float32).eps
 
 
+pytestmark = pytest.mark.xdist_group("kernels")  # they share a trained agent's rollout
+
+
 @pytest.fixture(scope="module")
 def agent_and_batch():
     """A trained agent, and a minibatch of what it plays: 128 steps."""

@@ -38,6 +38,7 @@ SETTINGS = {
 KERNEL = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
 PATIENCE = 120_000  # ms
 pytestmark = [
+    pytest.mark.xdist_group("browser"),  # they share a server
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)"),
 ]

@@ -1,6 +1,6 @@
 """The notebooks: their committed form, and that each runs from top to bottom.
 
-They run in smoke mode, in a copy of the project, two at a time; together they may take six minutes.
+They run in smoke mode, in a copy of the project, each on one core.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import statistics
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -41,8 +40,11 @@ NAMES = (
     "06_generalization",
     "07_stronger_generalizers",
 )
+each_alone = pytest.mark.parametrize(  # several test processes share them out
+    "name", [pytest.param(name, marks=pytest.mark.xdist_group(f"notebook {name[:2]}")) for name in NAMES]
+)
 PATHS = [ROOT / "notebooks" / f"{name}.ipynb" for name in NAMES]
-TIME_LIMIT = 360  # seconds for all seven
+TIME_LIMIT = 180  # seconds for each
 
 
 @pytest.fixture(params=PATHS, ids=[name[:2] for name in NAMES])
@@ -150,76 +152,45 @@ def test_runs_in_colab_and_jupyter(notebook):
     assert not re.search(r"^%pip|^!pip", code, re.MULTILINE)
 
 
-def run_all(folder: Path, *options: str) -> dict[str, tuple[str, str]]:
-    """Run all notebooks in a copy of the project, two at a time: name -> (problem, figures without axis names)."""
-    project = copy_project(folder / "project")
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A copy of the project, and beside it an IPython that checks figures when it draws them."""
+    folder = tmp_path_factory.mktemp("notebooks")
     startup = folder / "ipython" / "profile_default" / "startup"
     startup.mkdir(parents=True)
     (startup / "audit.py").write_text(
         f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); import figure_audit as _audit; _audit.install()"
         "; del _audit, sys.path[0], sys\n"
     )
-
-    def run(path: Path) -> tuple[str, str]:
-        audit = folder / f"{path.stem}.audit"
-        environment = {
-            **os.environ,
-            "IPYTHONDIR": str(folder / "ipython"),
-            "FIGURE_AUDIT": str(audit),
-            "OMP_NUM_THREADS": "1",  # each has a core
-        }
-        command = [
-            sys.executable,
-            "tools/notebooks.py",
-            path.name,
-            "--smoke",
-            "--output",
-            str(folder / "ran"),
-            *options,
-        ]
-        done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
-        return done.stdout + done.stderr if done.returncode else "", audit.read_text() if audit.exists() else ""
-
-    start = time.monotonic()
-    with ThreadPoolExecutor(2) as workers:
-        longest_first = sorted(PATHS, key=lambda path: path.name < "05")
-        found = {path.stem: result for path, result in zip(longest_first, workers.map(run, longest_first), strict=True)}
-    found["seconds"] = (f"{time.monotonic() - start:.0f}", "")
-    return found
+    return copy_project(folder / "project")
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> dict[str, tuple[str, str]]:
-    """The notebooks as they are, with open exercises."""
-    return run_all(tmp_path_factory.mktemp("notebooks"))
-
-
-@pytest.fixture(scope="module")
-def runs_again(tmp_path_factory) -> dict[str, tuple[str, str]]:
-    """With all exercises solved, and each cell run twice and once more after the whole notebook."""
-    return run_all(tmp_path_factory.mktemp("solved"), "--solved", "--again")
+def run(project: Path, name: str, *options: str) -> tuple[str, str]:
+    """Run a notebook; returns what went wrong, and the figures without axis names."""
+    audit, output = project.parent / f"{name}.audit", project.parent / "ran"
+    command = [sys.executable, "tools/notebooks.py", name, "--smoke", "--output", str(output), *options]
+    settings = {"IPYTHONDIR": str(project.parent / "ipython"), "FIGURE_AUDIT": str(audit), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=project, env={**os.environ, **settings}, capture_output=True, text=True)
+    return done.stdout + done.stderr if done.returncode else "", audit.read_text() if audit.exists() else ""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_runs_from_top_to_bottom(runs, name):
-    """Every cell runs, in smoke mode, in a fresh kernel; the axes of its figures have names."""
-    problem, figures = runs[name]
+@each_alone
+def test_runs_from_top_to_bottom(project, name):
+    """Every cell runs, in smoke mode, in a fresh kernel, in three minutes; the axes of its figures have names."""
+    start = time.monotonic()
+    problem, figures = run(project, name)
     assert not problem, problem
     assert not figures, f"figures with numbers on an axis that has no name:\n{figures}"
+    assert time.monotonic() - start <= TIME_LIMIT
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_runs_solved_and_each_cell_again(runs_again, name):
+@each_alone
+def test_runs_solved_and_each_cell_again(project, name):
     """The student's own functions do as well; each cell runs twice in a row, and again after the whole notebook."""
-    assert not runs_again[name][0], runs_again[name][0]
-
-
-@pytest.mark.slow
-def test_all_run_in_time(runs):
-    """Six minutes on two cores."""
-    assert int(runs["seconds"][0]) <= TIME_LIMIT
+    problem, _ = run(project, name, "--solved", "--again")
+    assert not problem, problem
 
 
 def test_audit_sees_unnamed_axes():

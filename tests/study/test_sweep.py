@@ -43,6 +43,9 @@ GRID = ["--num-levels", "10", "0", "--seed", "1", "--total-steps", str(STEPS), *
 SETTINGS = {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive", "PYTHONDONTWRITEBYTECODE": ""}
 
 
+pytestmark = pytest.mark.xdist_group("sweep")  # they share a finished sweep
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _settings():
     with pytest.MonkeyPatch.context() as patch:
