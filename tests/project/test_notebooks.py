@@ -28,6 +28,8 @@ from PIL import Image
 from project_copy import copy_project
 
 import notebooks as tool
+from ppo_lib import config, model, policy, ppo, storage, train, wrappers
+from ppo_lib.methods import mixreg
 from ppo_lib.plots import new_figure, run_color
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +42,8 @@ NAMES = (
     "06_generalization",
     "07_stronger_generalizers",
 )
+MODULES = (config, model, policy, ppo, storage, train, wrappers, mixreg)
+CLASSES = {name: thing for module in MODULES for name, thing in vars(module).items()}
 each_alone = pytest.mark.parametrize(  # several test processes share them out
     "name", [pytest.param(name, marks=pytest.mark.xdist_group(f"notebook {name[:2]}")) for name in NAMES]
 )
@@ -133,6 +137,13 @@ def test_links_resolve(path, notebook):
             assert (ROOT / colab.group(1)).is_file(), link
         elif not re.match(r"(https?:|mailto:|#|data:)", link):
             assert (path.parent / unquote(link.split("#")[0])).exists(), link
+
+
+def test_prose_names_what_exists(notebook):
+    """A method that the prose names, such as `PPO.update`, is there, unless the notebook defines the class itself."""
+    code = "\n".join(sources(notebook, "code"))
+    for owner, name in re.findall(r"`([A-Z]\w+)\.(\w+)", text(notebook)):
+        assert hasattr(CLASSES.get(owner), name) or f"class {owner}" in code, f"{owner}.{name}"
 
 
 def test_runs_in_colab_and_jupyter(notebook):
