@@ -152,7 +152,8 @@ def speed() -> None:
     """Measure PPO and the methods of which there are runs, all in the precision that is the faster one here."""
     there = ["PPO", *(name for name, runs in methods_runs(FOLDER).items() if runs)]
     precision = configure(preset("paper")).precision
-    measure({name: preset("paper", precision=precision, **METHODS[name]) for name in there}, FOLDER / "speed.csv")
+    configs = {name: preset("paper", precision=precision, **METHODS[name]) for name in there}
+    measure(configs, FOLDER / "speed.csv", rounds=2)  # an update takes more than a minute without bf16
 
 
 def page(groups: list[Group]) -> str:

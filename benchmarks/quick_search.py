@@ -95,13 +95,13 @@ def speed() -> None:
     measure({name: config_of(changes) for name, changes in candidates.items()}, FOLDER / "speed.csv")
 
 
-def measure(configs: dict[str, PPOConfig], file: Path) -> None:
+def measure(configs: dict[str, PPOConfig], file: Path, rounds: int = ROUNDS) -> None:
     """Train each for a few updates, in turns, and write a CSV: candidate, round, steps_per_second, precision.
 
     Evaluations are left out. What happens only after several updates, PPG's auxiliary phase, takes place once a round.
     """
     rows = []
-    for turn in range(ROUNDS):
+    for turn in range(rounds):
         for name, config in configs.items():
             updates = config.ppg_interval if config.algorithm == "ppg" else -(-STEPS // config.batch_size)
             with (

@@ -116,7 +116,7 @@ def test_speeds_are_measured_for_what_has_runs(folder, monkeypatch):
     """Of PPO and of each method that has begun, with its settings, in the precision that this machine prefers."""
     measured = {}
     monkeypatch.setattr(methods, "FOLDER", folder)
-    monkeypatch.setattr(methods, "measure", lambda configs, file: measured.update({file: configs}))
+    monkeypatch.setattr(methods, "measure", lambda configs, file, rounds: measured.update({file: configs}))
     monkeypatch.setattr(methods, "configure", lambda config: SimpleNamespace(precision="fp16"))
     methods.speed()
     assert list(measured) == [folder / "speed.csv"]
