@@ -163,7 +163,8 @@ def page(groups: list[Group]) -> str:
         last = group.steps[-1]
         means = [stats.estimate(returns_at(runs, "unseen", last)) for runs in (group.runs, group.base)]
         compared = [*means, *map(group.difference, SPLITS)] if group is not base else [means[0], None, None, None]
-        rows.append([group.name, _seeds(group), last, *compared, f"{group.speed[group.name]:.0f}"])
+        seeds = " ".join(str(run.config.seed) for run in group.runs)
+        rows.append([group.name, seeds, last, *compared, f"{group.speed[group.name]:.0f}"])
     for group in groups[1:]:
         steps = group.equal_time
         differences = [steps and group.difference(split, steps) for split in SPLITS]
