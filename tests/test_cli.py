@@ -45,7 +45,7 @@ def start(folder, *arguments, **options):
 
 def finish(process):
     try:
-        process.out, process.err = process.communicate(timeout=120)
+        process.out, process.err = process.communicate(timeout=300)
     finally:
         process.kill()
     return process
