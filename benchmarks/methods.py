@@ -107,7 +107,7 @@ def returns_at(runs: Sequence[Run], split: str, steps: int) -> list[Array]:
 
 
 def load_groups(folder: Path) -> list[Group]:
-    """PPO, then each method of which a run was evaluated. Raises UserError without any."""
+    """PPO, then each method of which a run was evaluated. Raises UserError without any, or without a method's speed."""
     base, speed = ppo_runs(folder), speeds(folder / "speed.csv")
     groups = [Group("PPO", base, base, speed)]
     for name, runs in methods_runs(folder).items():
@@ -116,6 +116,8 @@ def load_groups(folder: Path) -> list[Group]:
         groups += [Group(name, evaluated, same, speed)] if evaluated else []
     if len(groups) < 2:
         raise UserError(f"{folder} has no evaluated run of a method: train one first (`commands` says how).")
+    if unknown := [group.name for group in groups if group.name not in speed]:
+        raise UserError(f"{folder / 'speed.csv'} has no speed of {', '.join(unknown)}: measure it first (`speed`).")
     return groups
 
 

@@ -95,6 +95,12 @@ def test_without_runs_it_says_how_to_train_one(folder):
         methods.load_groups(folder)
 
 
+def test_a_method_without_a_speed_is_named(folder):
+    (folder / "speed.csv").write_text("".join(line for line in SPEED.splitlines(True) if "DrAC" not in line))
+    with pytest.raises(UserError, match=r"speed.csv has no speed of DrAC: measure it first"):
+        methods.load_groups(folder)
+
+
 def test_the_commands_are_sweeps_of_what_the_page_compares(capsys, monkeypatch, tmp_path):
     """The command line accepts them, and their runs have the settings by which the page finds a method's runs."""
     monkeypatch.chdir(tmp_path)
