@@ -46,10 +46,12 @@ def setup() -> Project:
     import torch
     from IPython import get_ipython
 
+    from ppo_lib.accel.hardware import cpu_threads
     from ppo_lib.course.drawing import Figure, notebook_png
     from ppo_lib.envs import procgen_build
 
     build = procgen_build()
+    torch.set_num_threads(cpu_threads())  # with more than OMP_THREAD_LIMIT, torch's convolutions never return
     if shell := get_ipython():
         shell.display_formatter.formatters["image/png"].for_type(Figure, notebook_png)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

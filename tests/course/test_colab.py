@@ -44,6 +44,18 @@ def test_setup_tells_what_there_is(capsys, monkeypatch):
     assert "PPO_SMOKE" not in said and "Colab" not in said
 
 
+def test_convolutions_end_under_a_limit_of_threads():
+    """torch's default of a thread per core waits forever for the threads that OMP_THREAD_LIMIT refuses."""
+    code = """
+import torch
+from ppo_lib.course.colab import setup
+setup()
+assert torch.get_num_threads() == 1
+torch.nn.Conv2d(3, 16, 3, padding=1)(torch.rand(8, 3, 64, 64)).sum().backward()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env={**os.environ, "OMP_THREAD_LIMIT": "1"})
+
+
 def test_missing_package_is_named_with_the_remedy(monkeypatch):
     """A kernel of another environment is told which one to choose."""
     monkeypatch.setattr(colab, "NEEDED", ("numpy", "no_such_package"))
