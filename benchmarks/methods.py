@@ -84,6 +84,11 @@ class Group:
     speed: dict[str, float]  # steps per second, by method
 
     @property
+    def count(self) -> str:
+        """How many seeds there are, in words."""
+        return f"{len(self.runs)} seed{'s' * (len(self.runs) > 1)}"
+
+    @property
     def steps(self) -> list[int]:
         """The steps at which all of these runs were evaluated, ascending."""
         return common_steps([*self.runs, *self.base])
@@ -208,8 +213,9 @@ def sentence(groups: list[Group]) -> str:
         told = _verdict(group.difference("unseen"), "steps")
         if group.equal_time and len({*group.equal_time}) > 1:
             told += f" and {_verdict(group.difference('unseen', group.equal_time), 'training time')}"
-        count = f"{len(group.runs)} seed{'s' * (len(group.runs) > 1)}, {group.steps[-1]:,} steps"
-        found.append(f"With {group.name} ({count}) the return on unseen levels is {told}.")
+        found.append(
+            f"With {group.name} ({group.count}, {group.steps[-1]:,} steps) the return on unseen levels is {told}."
+        )
     return " ".join(found)
 
 
@@ -223,7 +229,7 @@ def draw(groups: list[Group]) -> Figure:
     figure, (left, right) = plots.new_figure(1, 2, height=3.2)
     figure.set_figwidth(9)
     for index, group in enumerate(groups):
-        style = dict(label=group.name, marker="o", lw=1.3)
+        style = dict(label=f"{group.name} ({group.count})", marker="o", lw=1.3)
         points = [
             (steps / group.speed[group.name] / 60, stats.estimate(returns_at(group.runs, "unseen", steps)))
             for steps in group.steps
