@@ -6,9 +6,10 @@ import torch
 from ppo_lib.config import PPOConfig
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True)
 def _quiet_threads():
-    """Tiny networks are slower on two threads than on one, and float32 sums repeat exactly."""
+    """Tiny networks are slower on two threads than on one, and float32 sums repeat exactly. Before each test: a Trainer
+    and the notebooks' set-up change it."""
     torch.set_num_threads(1)
 
 
