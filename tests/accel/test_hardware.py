@@ -20,12 +20,6 @@ from ppo_lib.train import Trainer
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    yield
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def gpu(monkeypatch):
     """Let torch report GPUs: (their number, with bf16 or not)."""
