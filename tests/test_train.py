@@ -474,7 +474,7 @@ QUICK = dict(
 )  # fmt: skip
 KILLS = """
 import json, os, random, signal, statistics, sys, time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 import torch
 import torch._dynamo  # which the first optimizer imports: once for all processes, as are the games' images below
@@ -485,7 +485,7 @@ from ppo_lib.train import Trainer
 torch.set_num_threads(1)
 config, folder, drawn = PPOConfig.from_saved_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), random.Random(0)
 make_env(config, num_envs=1, num_threads=0).close()
-lengths = defaultdict(list)  # of each phase, in seconds
+lengths, late = defaultdict(list), Counter()  # of each phase: its seconds, and the kills that came after its end
 
 class Watched(Trainer):
     def phase(self, letter):
@@ -516,11 +516,12 @@ def train(name, fatal=None):
         seen, begun = [*seen, letter], time.monotonic()
         os.write(allow, b"!")
         if letter == fatal:
-            time.sleep(drawn.random() * statistics.median(lengths[fatal]))
+            time.sleep(drawn.random() * statistics.median(lengths[fatal]) / 2 ** late[fatal])
             os.kill(child, signal.SIGKILL)
             break
     seen += os.read(told, 1).decode()
     os.close(told), os.close(allow)
+    late[fatal] += seen[-1] != fatal
     return "".join(seen), os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 ends = [train("whole"), *(train("killed", "use"[i % 3]) for i in range(20))]
@@ -729,21 +730,19 @@ def test_an_edited_network_trains_as_it_is_written(tiny, trainer, edit):
 
     config = tiny(recurrent=False)
 
-    def edited():
-        policy = make_policy(config)
-        for block in policy.encoder.blocks:
-            if edit == "average pooling":
-                block.pool = nn.AvgPool2d(3, stride=2, padding=1)
-            elif edit == "no residual branch":
-                block.residual1 = nn.Identity()
-            else:
-                block.residual1.conv1.register_forward_hook(lambda module, inputs, output: output * 0.5)
-        return policy
-
-    one = trainer(config, "run", policy=edited())
+    policy = make_policy(config)
+    for block in policy.encoder.blocks:
+        if edit == "average pooling":
+            block.pool = nn.AvgPool2d(3, stride=2, padding=1)
+        elif edit == "no residual branch":
+            block.residual1 = nn.Identity()
+        else:
+            block.residual1.conv1.register_forward_hook(lambda module, inputs, output: output * 0.5)
+    as_written = copy.deepcopy(policy)
+    one = trainer(config, "run", policy=policy)
     obs = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8)
     arguments = (obs, torch.zeros(4, 0), torch.zeros(4, dtype=torch.bool))
-    for written, computed in zip(edited()(*arguments)[:2], one.policy(*arguments)[:2], strict=True):
+    for written, computed in zip(as_written(*arguments)[:2], one.policy(*arguments)[:2], strict=True):
         assert torch.equal(written, computed)
     plain = trainer(config, "plain")
     assert not torch.allclose(one.policy(*arguments)[1], plain.policy(*arguments)[1], atol=1e-4)

@@ -266,8 +266,10 @@ def test_an_exercise_is_failed_solved_and_kept(chromium, project, lab):
 
 
 def output(page: playwright.Page, cell: int) -> str:
-    """The text of a code cell's output."""
-    return page.locator(".jp-CodeCell").nth(cell).locator(".jp-Cell-outputWrapper").inner_text().strip()
+    """The text of a code cell's output. It may be drawn a moment after the cell has ended."""
+    drawn = page.locator(".jp-CodeCell").nth(cell).locator(".jp-OutputArea-output")
+    wait(lambda: "".join(drawn.all_inner_texts()).strip(), PATIENCE / 1000, f"cell {cell} shows no output")
+    return "\n".join(drawn.all_inner_texts()).strip()
 
 
 def answer(page: playwright.Page, cell: int, source: str, count: int) -> str:
