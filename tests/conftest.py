@@ -1,5 +1,10 @@
 """Fixtures that many test files share."""
 
+import os
+
+# Several workers test side by side, and tiny networks are slower on two threads than on one. For all that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
 
@@ -7,9 +12,8 @@ from ppo_lib.config import PPOConfig
 
 
 @pytest.fixture(autouse=True)
-def _quiet_threads():
-    """Tiny networks are slower on two threads than on one, and float32 sums repeat exactly. Before each test: a Trainer
-    and the notebooks' set-up change it."""
+def _one_thread():
+    """The few tests that ask for more threads leave none behind."""
     torch.set_num_threads(1)
 
 

@@ -32,7 +32,7 @@ TINY = shlex.split(
     "--num-envs 4 --num-steps 16 --num-minibatches 2 --num-epochs 1 --sequence-length 8 --eval-episodes 2 "
     "--checkpoint-interval 64 --device cpu --precision float32"
 )
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": ""}
 
 
 pytestmark = pytest.mark.xdist_group("cli")  # they share a trained run
@@ -53,9 +53,8 @@ def finish(process):
 
 @pytest.fixture(scope="module", autouse=True)
 def _small():
-    """Videos of a second, and one thread as in ENVIRONMENT."""
+    """Videos of a second."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
         for name in ("record_video", "record_comparison"):
             patch.setattr(video, name, partial(getattr(video, name), max_seconds=1))
         yield

@@ -36,7 +36,7 @@ def torchrun(*arguments):
     with subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", *map(str, arguments)],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     ) as launched:  # fmt: skip
         try:
             _, errors = launched.communicate(timeout=200)
@@ -62,7 +62,6 @@ class Crops(DrAC):
 def learn(recurrent, kind=PPO):
     """Two epochs on this rank's columns (alone: all) of a rollout that is the same everywhere -> weights, metrics."""
     torch.manual_seed(0)
-    torch.set_num_threads(1)
     steps, envs = 8, 8
     config = PPOConfig(
         num_envs=envs, num_steps=steps, recurrent=recurrent, sequence_length=4, num_minibatches=1, num_epochs=2

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import threading
 import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from ppo_lib.config import PPOConfig, UserError
 from ppo_lib.course import live
@@ -38,18 +36,9 @@ def test_sliders_hold_any_valid_value(tmp_path):
         assert TrainingPanel(tmp_path / "run", PPOConfig(**{name: value})).sliders[name].value == value
 
 
-class OneThread(Trainer):
-    """A trainer whose thread computes alone, as conftest asks of the main thread."""
-
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
-        torch.set_num_threads(1)
-
-
 @pytest.fixture
-def panel(tiny, tmp_path, monkeypatch):
+def panel(tiny, tmp_path):
     """Make panels on tiny runs of the real game; whatever still trains at the end is stopped."""
-    monkeypatch.setattr(live, "Trainer", OneThread)
     yield lambda name="run", **changes: TrainingPanel(tmp_path / name, tiny(**{"total_steps": 100_000, **changes}))
     live.stop_all()
 
@@ -372,7 +361,7 @@ def test_interrupt_start_and_stop_in_a_real_kernel(tiny, tmp_path):
     from jupyter_client.manager import start_new_kernel
 
     (tmp_path / "config.json").write_text(tiny(total_steps=100_000, checkpoint_interval=100_000).to_json())
-    manager, client = start_new_kernel(cwd=str(ROOT), env={**os.environ, "OMP_NUM_THREADS": "1"})
+    manager, client = start_new_kernel(cwd=str(ROOT))
 
     def run(code: str, interrupt: str = "") -> tuple[str, str]:
         """Run a cell (and interrupt it when it has printed this) -> what it printed, and the name of its error."""

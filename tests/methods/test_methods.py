@@ -105,9 +105,8 @@ def test_a_resume_after_sigkill_is_bit_for_bit(tiny, tmp_path, name, recurrent):
     assert torch.equal(found[0][0], found[1][0]) and found[0][1] == found[1][1]
 
 
-def test_a_sweep_trains_every_method(tmp_path, monkeypatch):
+def test_a_sweep_trains_every_method(tmp_path):
     """And so does `train`, which it calls."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     tiny = shlex.split(
         "--preset quick --no-recurrent --num-envs 4 --num-steps 16 --num-minibatches 2 --num-epochs 1 --total-steps 64 "
         "--eval-interval -1 --device cpu --precision float32 --ppg-interval 1"

@@ -180,7 +180,7 @@ def run(project: Path, name: str, *options: str) -> tuple[str, str]:
     """Run a notebook; returns what went wrong, and the figures without axis names."""
     audit, output = project.parent / f"{name}.audit", project.parent / "ran"
     command = [sys.executable, "tools/notebooks.py", name, "--smoke", "--output", str(output), *options]
-    settings = {"IPYTHONDIR": str(project.parent / "ipython"), "FIGURE_AUDIT": str(audit), "OMP_NUM_THREADS": "1"}
+    settings = {"IPYTHONDIR": str(project.parent / "ipython"), "FIGURE_AUDIT": str(audit)}
     done = subprocess.run(command, cwd=project, env={**os.environ, **settings}, capture_output=True, text=True)
     return done.stdout + done.stderr if done.returncode else "", audit.read_text() if audit.exists() else ""
 
