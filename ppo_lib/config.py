@@ -65,7 +65,7 @@ class PPOConfig:
     num_steps: int = 256  # T, steps per game between two updates
     total_steps: int = 180_000  # game steps of all environments together
     # learning
-    algorithm: str = "ppo"  # a name in ppo_lib.methods.ALGORITHMS
+    algorithm: str = "ppo"  # ppo, mixreg, drac, ppg, or FILE.py:CLASS for your own
     num_epochs: int = 3  # passes over each rollout
     num_minibatches: int = 8  # gradient steps per pass
     learning_rate: float = 5e-4  # Adam's step size

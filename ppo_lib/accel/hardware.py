@@ -109,7 +109,7 @@ def _pick_device(wish: str, recorded: bool, local_rank: int, local_size: int) ->
         wish, note = best, f" (the run's {wish} is not available here)"
     if wish == "cpu":
         used, cores = cpu_threads(local_size), usable_cores()
-        return torch.device(wish), f"CPU with {f'{used} of ' * (used < cores)}{cores} cores{note}"
+        return torch.device(wish), f"CPU with {f'{used} of ' * (used < cores)}{cores} core{'s' * (cores > 1)}{note}"
     device = torch.device(wish if local_size == 1 else f"cuda:{local_rank % count}")
     return device, torch.cuda.get_device_name(device) + note
 

@@ -27,7 +27,8 @@ SLIDERS = {
 def form_field(name: str, value: object) -> w.Widget:
     """The form's widget for a config field."""
     if name in CHOICES:
-        return w.Dropdown(options=CHOICES[name], value=value, description=FORM[name])
+        options = dict.fromkeys([*CHOICES[name], value])  # the algorithm may be in the user's file
+        return w.Dropdown(options=list(options), value=value, description=FORM[name])
     return entry(FORM[name], value)
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from ppo_lib.checkpoint import CheckpointError, RunFolder, interruptible, load_policy, uninterrupted
 from ppo_lib.config import PPOConfig, UserError, as_flag, preset
+from ppo_lib.methods import algorithm_class
 from ppo_lib.runs import MEASURING_FIELDS, SPLITS, fixed_changes, load_run, read_config, read_evaluation
 from ppo_lib.study.table import LOG, conclude
 
@@ -63,14 +64,14 @@ class SweepRun:
         if self.begun and self.config.precision == "auto":
             del config["precision"]  # the run has settled its own
         where = ["--run", self.run_dir.name, "--results", str(self.run_dir.parent), *["--resume"] * self.begun]
-        return ["train", *where, *(word for field in config.items() for word in as_flag(*field).split())]
+        return ["train", *where, *(word for field in config.items() for word in as_flag(*field).split(" ", 1))]
 
 
 def plan(folder: Path, preset_name: str, values: Mapping[str, Sequence[object]]) -> list[SweepRun]:
     """The runs of a grid: every combination of the values of each config field, the rest from the preset.
 
-    Raises UserError if there are no values, a combination is no valid config, or a run's folder holds something that
-    it can't continue: nothing may be overwritten. Writes nothing.
+    Raises UserError if there are no values, a combination is no valid config or has no algorithm, or a run's folder
+    holds something that it can't continue: nothing may be overwritten. Writes nothing.
     """
     if not values:
         raise UserError("A sweep needs config fields with values, such as --num-levels 10 50 200 --seed 1 2.")
@@ -81,6 +82,7 @@ def plan(folder: Path, preset_name: str, values: Mapping[str, Sequence[object]])
     runs: dict[str, SweepRun] = {}
     for cell in itertools.product(*(values[name] for name in fields)):
         config = preset(preset_name, **dict(zip(fields, cell, strict=True)))
+        algorithm_class(config.algorithm)
         name = run_name(config, base, varied)
         if name in runs:
             raise UserError(f"The grid has the run {name} twice: give each value of a field once.")
@@ -98,12 +100,10 @@ def run_name(config: PPOConfig, base: PPOConfig, varied: Sequence[str] = ()) -> 
     parts = [f"levels{config.num_levels}" if config.num_levels else "unlimited"]
     hidden = {"num_levels", "seed", *UNNAMED} - ({*varied} & {*UNNAMED})
     for name, value in config.to_dict().items():
-        if name in hidden or value == getattr(base, name):
-            continue
-        if isinstance(value, bool):
-            parts.append(name if value else f"no_{name}")
-        else:
-            parts.append(value.replace(":", "") if isinstance(value, str) else f"{name.removeprefix('num_')}{value}")
+        if name not in hidden and value != getattr(base, name):
+            word = str(value).rpartition(".py:")[2].replace(":", "")  # FILE.py:CLASS is named after its class
+            plain = {bool: name if value else f"no_{name}", str: word}
+            parts.append(plain.get(type(value), f"{name.removeprefix('num_')}{word}"))
     return "-".join([*parts, f"seed{config.seed}"])
 
 

@@ -264,6 +264,15 @@ def test_a_finished_run_says_so_and_offers_more(panel):
     assert "Complete" in fixed.status.value and "More steps" not in fixed.status.value and fixed.start_button.disabled
 
 
+def test_an_algorithm_in_a_file_can_be_chosen(panel, tmp_path):
+    (tmp_path / "own.py").write_text("from ppo_lib.ppo import PPO\nclass Own(PPO):\n    pass\n")
+    name = f"{tmp_path / 'own.py'}:Own"
+    made = panel(total_steps=64, algorithm=name)
+    assert made.form["algorithm"].value == name and "ppo" in made.form["algorithm"].options
+    made.run_for(1).wait()
+    assert read_config(made.run_dir).algorithm == name and "Complete" in made.status.value
+
+
 def test_a_missing_last_evaluation_is_made_up(panel):
     """A run that was stopped in its last evaluation isn't complete."""
     made = panel(total_steps=64, eval_interval=0, eval_episodes=1)

@@ -3,10 +3,12 @@
 import copy
 import csv
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,55 @@ def test_a_sweep_trains_every_method(tmp_path):
     headers = [path.read_text().split("\n")[0] for path in tmp_path.glob("s/*/metrics.csv")]
     assert len(headers) == len(METHODS)
     assert sum("auxiliary_kl" in header for header in headers) == sum("crop_kl" in header for header in headers) == 1
+
+
+OWN = """from __future__ import annotations
+from dataclasses import dataclass
+from ppo_lib.ppo import PPO
+from ppo_lib.storage import Batch
+
+@dataclass
+class OwnBatch(Batch):
+    weight: float = 1.0
+
+class Own(PPO):
+    \"\"\"Its dataclass finds its module, whose name hides no other.\"\"\"
+
+Other = print
+"""
+
+
+def test_a_class_in_a_file_is_an_algorithm(tiny, tmp_path):
+    """The folder may have spaces and the file any name. A run continues with it."""
+    path = tmp_path / "my methods" / "random.py"
+    path.parent.mkdir()
+    path.write_text(OWN)
+    config = tiny(algorithm=f"{path}:Own", total_steps=64)
+    for total, resume in ((64, False), (128, True)):
+        with closing(Trainer(config.replace(total_steps=total), tmp_path / "run", resume=resume)) as trainer:
+            assert type(trainer.ppo).__name__ == "Own" and trainer.train() and trainer.steps == total
+    assert sys.modules["random"].__file__ != str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("pp", "There is no algorithm 'pp'; did you mean 'ppo'"),
+        ("lost.py:Own", "There is no file .*lost.py to take the algorithm Own from"),
+        ("own.py:Ohn", "own.py has no subclass of PPO named 'Ohn'; did you mean 'Own'"),
+        ("own.py:PPO", "own.py has no subclass of PPO named 'PPO'; choose one of: Own"),
+        ("own.py:Other", "own.py has no subclass of PPO named 'Other'"),
+    ],
+)
+def test_a_wrong_algorithm_gets_one_sentence(tmp_path, monkeypatch, capsys, name, said):
+    """Before anything is written, in a sweep before any of its runs."""
+    (tmp_path / "own.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    for command in (["train"], ["sweep", "--sweep", "s"]):
+        assert main([*command, "--algorithm", name, "--device", "cpu"]) == 2
+        err = capsys.readouterr().err
+        assert re.match(f"error: {said}", err) and err.count("\n") == 1
+        assert not (tmp_path / "results").exists()
 
 
 def test_what_a_method_needs_is_said_when_training_starts(tiny, tmp_path, capsys):

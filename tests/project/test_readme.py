@@ -1,27 +1,38 @@
-"""The method that README shows is code that runs."""
+"""The method that README shows, and the commands below it, do what README says."""
 
 from __future__ import annotations
 
 import csv
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = "seed=1, num_envs=4, num_steps=64, total_steps=512, num_minibatches=2, num_epochs=1, eval_episodes=4"
+SMALL = (
+    "--num-envs 4 --num-steps 64 --total-steps 512 --num-minibatches 2 --num-epochs 1 --eval-episodes 4 "
+    "--device cpu --precision float32"
+)
 
 
-def test_the_method_of_the_readme_trains_and_loads(tmp_path, monkeypatch):
-    """At a small size: its own metric is a column of metrics.csv, and the last line evaluates what it saved."""
-    monkeypatch.chdir(tmp_path)
-    [code] = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
-    assert len(code[code.index("class") :].split("config,")[0].strip().splitlines()) <= 20
-    names: dict = {}
-    for full, small in (("seed=1", SMALL), (", 256)", ", 4)")):
-        assert code.count(full) == 1
-        code = code.replace(full, small)
-    exec(compile(code, "README.md", "exec"), names)
-    with (tmp_path / "results" / "penalty-seed1" / "metrics.csv").open(newline="") as file:
+@pytest.mark.slow
+def test_the_method_of_the_readme_is_compared_with_ppo(tmp_path):
+    """At a small size, with one seed: its own metric is a column of metrics.csv, and the page has the difference."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    assert len(code.strip().splitlines()) <= 20
+    (tmp_path / "penalty.py").write_text(code)
+    sweep, page = re.findall(r"^    python (.*penalty.*)$", text, re.M)
+    assert sweep.count("--seed 1 2 3") == 1
+    for command in (f"{sweep.replace('--seed 1 2 3', '--seed 1')} {SMALL}", f"{ROOT}/{page}"):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, *command.split()], cwd=tmp_path, env=environment, check=True)
+    [own] = (tmp_path / "results" / "penalty").glob("*PenaltyPPO*-seed1")
+    with (own / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["steps"]) for row in rows] == [256, 512] and names["steps"] == 512
-    assert all(0 <= float(row["kl_penalty"]) < 1 for row in rows) and len(names["returns"]) == 4
-    assert any(float(row["kl_penalty"]) for row in rows)
+    assert [int(row["steps"]) for row in rows] == [256, 512]
+    assert all(0 <= float(row["kl_penalty"]) < 1 for row in rows) and any(float(row["kl_penalty"]) for row in rows)
+    assert "| `--algorithm penalty.py:PenaltyPPO` | `base` " in (own.parent / "README.md").read_text()
