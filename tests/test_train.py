@@ -483,7 +483,6 @@ from ppo_lib.config import PPOConfig
 from ppo_lib.envs import make_env
 from ppo_lib.train import Trainer
 
-torch.set_num_threads(1)
 config, folder, drawn = PPOConfig.from_saved_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), random.Random(0)
 make_env(config, num_envs=1, num_threads=0).close()
 lengths, late = defaultdict(list), Counter()  # of each phase: its seconds, and the kills that came after its end
