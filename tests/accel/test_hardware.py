@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,22 @@ def test_auto_on_a_cpu_measures_and_says_why(tiny, gpu, monkeypatch):
     chosen = configure(tiny(device="auto", precision="auto"))
     assert chosen.precision in ("float32", "bf16") and str(chosen.device) == "cpu" and not chosen.cuda_graphs
     assert "measured" in chosen.reason and chosen.reason.startswith("CPU with 1 core, ")
+
+
+@pytest.mark.parametrize(("seconds_in_bf16", "precision", "most"), [(0.05, "float32", 4), (0.001, "bf16", 64)])
+def test_emulated_bf16_is_out_after_few_images(tiny, gpu, monkeypatch, seconds_in_bf16, precision, most):
+    """Whole batches of it would take ten seconds."""
+    seen = []
+
+    class Encoder(torch.nn.Module):
+        def forward(self, obs):
+            seen.append(len(obs))
+            time.sleep(seconds_in_bf16 if torch.is_autocast_enabled("cpu") else 0.01)
+            return torch.zeros(1, requires_grad=True)
+
+    monkeypatch.setattr(hardware, "ImpalaEncoder", Encoder)
+    assert configure(tiny(device="cpu", precision="auto")).precision == precision
+    assert max(seen) == most
 
 
 def test_auto_on_a_gpu_takes_its_fastest_format(tiny, gpu):
