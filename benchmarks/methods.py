@@ -38,6 +38,7 @@ METHODS: dict[str, dict[str, object]] = {
     "weight decay": {"weight_decay": 1e-4},
     "PPG": {"algorithm": "ppg", "num_epochs": 1, "ppg_interval": 8},
 }
+SEEDS = dict.fromkeys(METHODS, (0, 1, 2)) | {"PPG": (0,)}  # that the page compares
 SAME_TIME = 0.06  # evaluations count as equally late if their training times differ by less than this fraction
 
 PAGE = """# Methods that should generalise better
@@ -66,9 +67,9 @@ A method and PPO at the last evaluations whose training times, at these speeds, 
 
 These are after 25 million steps. We know of no published result of average pooling on StarPilot alone. At first the
 methods come in another order: in the figures of [IDAAC](https://arxiv.org/abs/2102.10330) UCB-DrAC leads at 2 million
-steps, and PPG is behind PPO until about 5 million.
+steps, and PPG is behind PPO until about 5 million{ppg}.
 
-Not trained yet: {missing}. `python benchmarks/methods.py commands` prints the commands.
+Not trained yet: {missing}. `python benchmarks/methods.py commands` prints the commands.{untimed}
 
 Made by `python benchmarks/methods.py page` from the CSV files in this folder and in [levels](../levels).
 """
@@ -95,7 +96,9 @@ class Group:
 
     @property
     def equal_time(self) -> tuple[int, int] | None:
-        """The steps of the method and of PPO at the last evaluations that came equally late, if there are any."""
+        """The steps of the method and of PPO at the last evaluations that came equally late, if its speed is known."""
+        if self.name not in self.speed:
+            return None
         cost = self.speed["PPO"] / self.speed[self.name]
         pairs = [(ours, theirs) for ours in self.steps for theirs in common_steps(self.base)]
         near = [pair for pair in pairs if abs(pair[0] * cost / pair[1] - 1) < SAME_TIME]
@@ -112,7 +115,7 @@ def returns_at(runs: Sequence[Run], split: str, steps: int) -> list[Array]:
 
 
 def load_groups(folder: Path) -> list[Group]:
-    """PPO, then each method of which a run was evaluated. Raises UserError without any, or without a method's speed."""
+    """PPO, then each method of which a run was evaluated. Raises UserError without any."""
     base, speed = ppo_runs(folder), speeds(folder / "speed.csv")
     groups = [Group("PPO", base, base, speed)]
     for name, runs in methods_runs(folder).items():
@@ -121,8 +124,6 @@ def load_groups(folder: Path) -> list[Group]:
         groups += [Group(name, evaluated, same, speed)] if evaluated else []
     if len(groups) < 2:
         raise UserError(f"{folder} has no evaluated run of a method: train one first (`commands` says how).")
-    if unknown := [group.name for group in groups if group.name not in speed]:
-        raise UserError(f"{folder / 'speed.csv'} has no speed of {', '.join(unknown)}: measure it first (`speed`).")
     return groups
 
 
@@ -147,10 +148,10 @@ def commands() -> None:
     for name, changes in METHODS.items():
         if not changes:
             continue
-        seeds = "0" if name == "PPG" else "0 1 2"
+        seeds = " ".join(map(str, SEEDS[name]))
         flags = " ".join(as_flag(*item) for item in changes.items())
         print(
-            f"python -m ppo_lib sweep --sweep methods --preset paper --precision bf16 --total-steps 1500000 "
+            f"python -m ppo_lib sweep --sweep methods --preset paper --total-steps 1500000 "
             f"--eval-interval 250000 --eval-episodes 512 --seed {seeds} {flags}"
         )
 
@@ -171,14 +172,15 @@ def page(groups: list[Group]) -> str:
         means = [stats.estimate(returns_at(runs, "unseen", last)) for runs in (group.runs, group.base)]
         compared = [*means, *map(group.difference, SPLITS)] if group is not base else [means[0], None, None, None]
         seeds = " ".join(str(run.config.seed) for run in group.runs)
-        rows.append([group.name, seeds, last, *compared, f"{group.speed[group.name]:.0f}"])
+        speed = group.speed.get(group.name)
+        rows.append([group.name, seeds, last, *compared, speed and f"{speed:.0f}"])
     for group in groups[1:]:
         steps = group.equal_time
         differences = [steps and group.difference(split, steps) for split in SPLITS]
         at_time.append([group.name, *(steps or (None, None)), *differences])
     changes = [f"difference on {SPLIT_NAME[split]}" for split in SPLITS]
     wanted = base.steps[-1]
-    fewer = [f"{g.name} with seeds other than {_seeds(g)}" for g in groups[1:] if len(g.runs) < len(base.runs)]
+    fewer = [f"{g.name} with seed{'s' * (len(left) > 1)} {' and '.join(left)}" for g in groups if (left := _left(g))]
     fewer += [f"{g.name} beyond {g.steps[-1]:,} of {wanted:,} steps" for g in groups[1:] if g.steps[-1] < wanted]
     results = published.table(base.runs, FOLDER.parent)
     return PAGE.format(
@@ -190,6 +192,8 @@ def page(groups: list[Group]) -> str:
         equal_time=markdown_table(["method", "its steps", "PPO's steps", *changes], at_time),
         published=markdown_table(results[0], results[1:]),
         missing="; ".join([*(name for name in METHODS if name not in done), *fewer]) or "nothing",
+        ppg="".join(f" ({g.difference('unseen')} in ours)" for g in groups if g.name == "PPG"),
+        untimed=_untimed(groups),
     )  # fmt: skip
 
 
@@ -202,8 +206,15 @@ def _precision(groups: list[Group]) -> str:
     return f"\nComputed in different precisions: {told}; [defaults](../defaults/README.md) compares PPO in both."
 
 
-def _seeds(group: Group) -> str:
-    return " and ".join(str(run.config.seed) for run in group.runs)
+def _left(group: Group) -> list[str]:
+    """The seeds with which the method is not trained yet."""
+    return [str(seed) for seed in SEEDS[group.name] if seed not in {run.config.seed for run in group.runs}]
+
+
+def _untimed(groups: list[Group]) -> str:
+    """What to say if a speed was not measured."""
+    names = ", ".join(group.name for group in groups if group.name not in group.speed)
+    return f"\nSpeed not measured yet: {names}; `python benchmarks/methods.py speed` measures all." if names else ""
 
 
 def sentence(groups: list[Group]) -> str:
@@ -229,6 +240,8 @@ def draw(groups: list[Group]) -> Figure:
     figure, (left, right) = plots.new_figure(1, 2, height=3.2)
     figure.set_figwidth(9)
     for index, group in enumerate(groups):
+        if group.name not in group.speed:
+            continue
         style = dict(label=f"{group.name} ({group.count})", marker="o", lw=1.3)
         points = [
             (steps / group.speed[group.name] / 60, stats.estimate(returns_at(group.runs, "unseen", steps)))
