@@ -65,7 +65,7 @@ class PPOConfig:
     num_steps: int = 256  # T, steps per game between two updates
     total_steps: int = 180_000  # game steps of all environments together
     # learning
-    algorithm: str = "ppo"  # ppo, mixreg, drac, ppg, or FILE.py:CLASS for your own
+    algorithm: str = "ppo"  # ppo, mixreg, drac, ppg, or FILE.py:CLASS[:ATTRIBUTE=VALUE...] for your own
     num_epochs: int = 3  # passes over each rollout
     num_minibatches: int = 8  # gradient steps per pass
     learning_rate: float = 5e-4  # Adam's step size
@@ -103,7 +103,7 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         for name, kind in field_types(type(self)).items():
-            object.__setattr__(self, name, _coerce(name, kind, getattr(self, name)))
+            object.__setattr__(self, name, coerce(name, kind, getattr(self, name)))
         _check(self)
 
     @property
@@ -227,7 +227,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else f"; choose one of: {', '.join(known) or 'none yet'}."
 
 
-def _coerce(name: str, kind: type, value: object) -> object:
+def coerce(name: str, kind: type, value: object) -> object:
     """Accept what means the same in the field's type (1e6 for an int, numpy scalars); refuse the rest."""
     value = value.item() if isinstance(value, np.generic) else value
     if (kind is float and type(value) is int) or (kind is int and isinstance(value, float) and value.is_integer()):

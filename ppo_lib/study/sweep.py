@@ -101,7 +101,7 @@ def run_name(config: PPOConfig, base: PPOConfig, varied: Sequence[str] = ()) -> 
     hidden = {"num_levels", "seed", *UNNAMED} - ({*varied} & {*UNNAMED})
     for name, value in config.to_dict().items():
         if name not in hidden and value != getattr(base, name):
-            word = str(value).rpartition(".py:")[2].replace(":", "")  # FILE.py:CLASS is named after its class
+            word = re.sub(r"[^\w.+-]", "-", str(value).rpartition(".py:")[2])  # FILE.py:CLASS is named after its class
             plain = {bool: name if value else f"no_{name}", str: word}
             parts.append(plain.get(type(value), f"{name.removeprefix('num_')}{word}"))
     return "-".join([*parts, f"seed{config.seed}"])

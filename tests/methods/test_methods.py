@@ -19,6 +19,7 @@ from ppo_lib.accel.graphs import attach_graphs
 from ppo_lib.config import ConfigError
 from ppo_lib.course import toy
 from ppo_lib.methods import ALGORITHMS, algorithm_class
+from ppo_lib.study.sweep import plan
 from ppo_lib.train import Trainer
 
 ROOT = Path(__file__).parents[2]
@@ -130,6 +131,7 @@ class OwnBatch(Batch):
 
 class Own(PPO):
     \"\"\"Its dataclass finds its module, whose name hides no other.\"\"\"
+    coef, count, sign, word = 0.5, 3, True, "own"
 
 Other = print
 """
@@ -147,6 +149,21 @@ def test_a_class_in_a_file_is_an_algorithm(tiny, tmp_path):
     assert sys.modules["random"].__file__ != str(path)
 
 
+def test_settings_of_a_class_in_a_file(tmp_path):
+    """Each keeps its type. The class is a new one: without settings it has its own values. They name a run's folder."""
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    settings = "coef=1:count=2e1:sign=false:word=1"
+    kind = algorithm_class(f"{path}:Own:{settings}")
+    assert (kind.__name__, kind.coef, kind.count, kind.sign, kind.word) == ("Own", 1.0, 20, False, "1")
+    assert [type(value) for value in (kind.coef, kind.count)] == [float, int]
+    plain = algorithm_class(f"{path}:Own")
+    assert (plain.coef, plain.count, plain.sign, plain.word) == (0.5, 3, True, "own")
+    grid = {"algorithm": [f"{path}:Own", f"{path}:Own:{settings}"], "seed": [1]}
+    names = [run.run_dir.name for run in plan(tmp_path / "sweep", "quick", grid)]
+    assert names == ["levels50-Own-seed1", "levels50-Own-coef-1-count-2e1-sign-false-word-1-seed1"]
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -155,6 +172,12 @@ def test_a_class_in_a_file_is_an_algorithm(tiny, tmp_path):
         ("own.py:Ohn", "own.py has no subclass of PPO named 'Ohn'; did you mean 'Own'"),
         ("own.py:PPO", "own.py has no subclass of PPO named 'PPO'; choose one of: Own"),
         ("own.py:Other", "own.py has no subclass of PPO named 'Other'"),
+        ("own.py:Own:coef", "A setting of Own is ATTRIBUTE=VALUE, not 'coef'"),
+        ("own.py:Own:koef=1", "Own has no class attribute 'koef'; did you mean 'coef'"),
+        ("own.py:Own:loss=1", "Own has no class attribute 'loss'; choose one of: .*coef"),
+        ("own.py:Own:coef=much", "coef must be a number, not 'much'"),
+        ("own.py:Own:count=0.5", "count must be a whole number, not 0.5"),
+        ("own.py:Own:sign=1", "sign must be true or false, not 1"),
     ],
 )
 def test_a_wrong_algorithm_gets_one_sentence(tmp_path, monkeypatch, capsys, name, said):

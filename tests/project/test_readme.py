@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from ppo_lib.methods import algorithm_class
+
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
     "--num-envs 4 --num-steps 64 --total-steps 512 --num-minibatches 2 --num-epochs 1 --eval-episodes 4 "
@@ -19,7 +21,7 @@ SMALL = (
 
 
 @pytest.mark.slow
-def test_the_method_of_the_readme_is_compared_with_ppo(tmp_path):
+def test_the_method_of_the_readme_is_compared_with_ppo(tmp_path, monkeypatch):
     """At a small size, with one seed: its own metric is a column of metrics.csv, and the page has the difference."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     [code] = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
@@ -36,3 +38,6 @@ def test_the_method_of_the_readme_is_compared_with_ppo(tmp_path):
     assert [int(row["steps"]) for row in rows] == [256, 512]
     assert all(0 <= float(row["kl_penalty"]) < 1 for row in rows) and any(float(row["kl_penalty"]) for row in rows)
     assert "| `--algorithm penalty.py:PenaltyPPO` | `base` " in (own.parent / "README.md").read_text()
+    [setting] = re.findall(r"^`--algorithm (penalty.py:PenaltyPPO:\S+)` sets", text, re.M)
+    monkeypatch.chdir(tmp_path)
+    assert algorithm_class(setting).penalty_coef == 2 != algorithm_class("penalty.py:PenaltyPPO").penalty_coef
