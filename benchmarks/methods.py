@@ -96,7 +96,10 @@ class Group:
 
     @property
     def equal_time(self) -> tuple[int, int] | None:
-        """The steps of the method and of PPO at the last evaluations that came equally late, if its speed is known."""
+        """The steps of the method and of PPO at the last evaluations that came equally late.
+
+        None if there are none, or if the method's speed is unknown.
+        """
         if self.name not in self.speed:
             return None
         cost = self.speed["PPO"] / self.speed[self.name]

@@ -48,7 +48,7 @@ def test_auto_on_a_cpu_measures_and_says_why(tiny, gpu, monkeypatch):
 
 @pytest.mark.parametrize(("seconds_in_bf16", "precision", "most"), [(0.05, "float32", 4), (0.001, "bf16", 64)])
 def test_emulated_bf16_is_out_after_few_images(tiny, gpu, monkeypatch, seconds_in_bf16, precision, most):
-    """Whole batches of it would take ten seconds."""
+    """Whole batches of it would take many times as long."""
     seen = []
 
     class Encoder(torch.nn.Module):
